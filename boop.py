@@ -37,11 +37,8 @@ import base64
 import datetime
 import email.message
 import fcntl
-import hashlib
 import hmac
 import html
-import http.client
-import http.server
 import io
 import json
 import os
@@ -58,8 +55,14 @@ import time
 import typing
 import urllib.parse
 
-# argparse, urllib.request and unicodedata are imported where they are used: a boop
-# that systemd starts needs none of them, and they cost milliseconds at start.
+# http.server imports http.client, and that imports ssl if there is one: 4 ms and 1.3 MB
+# that only a commit status needs (see Reporter._post). argparse, urllib.request and
+# unicodedata are imported where they are used, for the same reason.
+sys.modules["ssl"] = None  # type: ignore[assignment]
+import http.client
+import http.server
+
+del sys.modules["ssl"]
 
 # --- 1. Constants ---------------------------------------------------------------------
 
@@ -86,14 +89,17 @@ EX_CONFIG = 78  # sysexits.h; the unit does not restart on it
 
 ERROR, WARNING, NOTICE, INFO = 3, 4, 5, 6  # sd-daemon(3), as syslog(3) numbers them
 
-# Control characters, line and paragraph separators, and the overrides of writing
-# direction: in a terminal or a log they can lie about what stands there.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# What moves a cursor, starts an escape code, turns text around, hides in it, or
+# can't be encoded: C0, DEL, C1, bidi marks and overrides, BOM, lone surrogates.
+UNSAFE = (
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff"
+    r"\ud800-\udfff]"
+)
 
 
 def one_line(text: str, limit: int = 500) -> str:
     """Untrusted text as one line that is safe in a terminal; whole up to limit."""
-    text = _UNSAFE.sub("?", " ".join(text[: limit * 4].split()))
+    text = re.sub(UNSAFE, "?", " ".join(text[: limit * 4].split()))
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -272,7 +278,7 @@ def _host(text: str) -> str:
 
 
 def _repo(text: str) -> str:
-    if text.startswith("-") or "::" in text.split("/")[0] or _UNSAFE.search(text):
+    if text.startswith("-") or "::" in text.split("/")[0] or re.search(UNSAFE, text):
         raise ValueError("not a repository's URL or path")
     if re.match(r"[\w.+-]+://|[^/]+:", text):  # https://… | git@host:path
         return text
@@ -285,7 +291,7 @@ def branch_name(text: str) -> str:
     Source: git-check-ref-format(1).
     """
     bad = r"^$|^[-/.]|[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)|[/.]$|^@$"
-    if re.search(bad, text) or _UNSAFE.search(text) or len(text) > MAX_NAME_CHARS:
+    if re.search(bad, text) or re.search(UNSAFE, text) or len(text) > MAX_NAME_CHARS:
         raise ValueError("not a branch name")
     return text
 
@@ -496,6 +502,7 @@ class Push(typing.NamedTuple):
     author: str | None = None
     trigger: str = "push"
     exact: bool = False  # exactly the commit, not the branch's tip
+    full_name: str | None = None  # "owner/repository", as the forge's API has it
 
 
 class Refusal(Exception):
@@ -504,6 +511,14 @@ class Refusal(Exception):
     def __init__(self, status: int, why: str, word: str = "error") -> None:
         super().__init__(why)
         self.status, self.why, self.word = status, why, word
+
+
+class Skipped(Refusal):
+    """A push whose commit's message says that it shall not be deployed."""
+
+    def __init__(self, push: Push, why: str) -> None:
+        super().__init__(200, why, "ignored")
+        self.push = push
 
 
 def ignored(why: str) -> Refusal:
@@ -738,7 +753,7 @@ FORGES = (  # Forgejo and Gitea send the event headers of those they come from, 
     Forge("X-GitHub-Event", *_GITHUB_ALIKE),
     Forge(
         "X-Gitlab-Event",
-        ("Push Hook", "System Hook"),
+        ("Push Hook",),
         "",
         _moved,
         _at("project", "default_branch"),
@@ -775,7 +790,13 @@ def _push(
     for change in forge.changes(payload):
         why = _unwanted(change, wanted)
         if not why:
-            return _wanted(change, forge.clone_url(payload), settings)
+            push = _wanted(forge, payload, change, settings)
+            marker = next(
+                (m for m in SKIP_MARKERS if m in (push.message or "").lower()), ""
+            )
+            if marker:
+                raise Skipped(push, f"the commit's message holds {marker}")
+            return push
         whys.append(why)
     if not whys:
         raise Refusal(400, "a push without changes: push.changes is missing or empty")
@@ -798,12 +819,12 @@ def _unwanted(change: Change, wanted: typing.Any) -> str:
     if change.ref != f"refs/heads/{wanted}":
         name = ref[len("refs/heads/") :]
         return f'branch "{name}" is not "{one_line(wanted, MAX_NAME_CHARS)}"'
-    message = change.message.lower() if isinstance(change.message, str) else ""
-    marker = next((m for m in SKIP_MARKERS if m in message), "")
-    return f"the commit's message holds {marker}" if marker else ""
+    return ""
 
 
-def _wanted(change: Change, url: typing.Any, settings: Settings) -> Push:
+def _wanted(
+    forge: Forge, payload: typing.Any, change: Change, settings: Settings
+) -> Push:
     try:
         branch = branch_name(change.ref[len("refs/heads/") :])
     except ValueError:
@@ -812,11 +833,12 @@ def _wanted(change: Change, url: typing.Any, settings: Settings) -> Push:
     if change.commit is not None and not is_commit(change.commit):
         raise Refusal(400, "the push's new commit is not a full commit id")
     return Push(
-        repo=settings.repo or clone_url(url),
+        repo=settings.repo or clone_url(forge.clone_url(payload)),
         branch=branch,
         commit=change.commit,
         message=clean(change.message, MAX_MESSAGE_CHARS),
         author=clean(change.author, MAX_NAME_CHARS),
+        full_name=full_name(dig(payload, "repository", "full_name")),
     )
 
 
@@ -858,6 +880,14 @@ def clean(value: typing.Any, limit: int) -> str | None:
     return say.mask.text(text.strip()) or None
 
 
+def full_name(value: typing.Any) -> str | None:
+    """owner/repository, if it can be part of a URL's path."""
+    ok = isinstance(value, str) and re.fullmatch(
+        r"\w[\w.-]*/\w[\w.-]*", value, re.ASCII
+    )
+    return value[:MAX_NAME_CHARS] if ok else None
+
+
 def clone_url(value: typing.Any) -> str:
     """A payload's URL, if it can only mean a repository elsewhere; else Refusal (400).
 
@@ -897,6 +927,7 @@ class Deployment(typing.NamedTuple):
     duration: float | None = None  # seconds
     exact: bool = False  # exactly `commit`, not the branch's tip
     tip: str | None = None  # the branch's tip that it settles, where not `commit`
+    full_name: str | None = None  # "owner/repository", as the forge's API has it
 
     @property
     def finished(self) -> bool:
@@ -911,6 +942,7 @@ class Deployment(typing.NamedTuple):
 
 INTERRUPTED = "interrupted"
 PUBLIC_FIELDS = Deployment._fields[:14]  # the contract's, in its order
+PRIVATE_FIELDS = Deployment._fields[14:]  # on disk only
 _TIMES = ("queued_at", "started_at", "finished_at")
 
 
@@ -957,6 +989,46 @@ def from_json(text: str, number: int) -> Deployment:
     return deployment
 
 
+def took(seconds: float) -> str:
+    """3.2 s, 42 s, 4m 05s, 1h 02m"""
+    if seconds < 9.95:
+        return f"{max(seconds, 0):.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02}m"
+
+
+class Totals(typing.NamedTuple):
+    """What the counters count: every deployment finished since boop started, so that
+    they never go down when old records are removed."""
+
+    finished: dict[str, int]  # status -> how many
+    buckets: tuple[tuple[float, int], ...]  # (seconds, how many ran at most so long)
+    seconds: float  # that the scripts ran, all together
+    runs: int  # of those that ran at all
+
+
+NO_TOTALS = Totals(
+    {"success": 0, "fail": 0},
+    tuple((s, 0) for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800)),
+    0.0,
+    0,
+)
+
+
+def totals_after(totals: Totals, d: Deployment) -> Totals:
+    """`totals` with the finished `d` in them."""
+    finished = {**totals.finished, d.status: totals.finished.get(d.status, 0) + 1}
+    if d.duration is None:  # ended before its script started
+        return totals._replace(finished=finished)
+    ran = d.duration
+    buckets = tuple((limit, n + (ran <= limit)) for limit, n in totals.buckets)
+    return Totals(finished, buckets, totals.seconds + ran, totals.runs + 1)
+
+
 class Deployments:
     """The locked dict, and the only writer of deployments, in memory and on disk.
 
@@ -984,6 +1056,7 @@ class Deployments:
         self.folder = folder
         self.version = 0  # grows with every change
         self.unwritable = ""  # why, while the disk takes no records
+        self.totals = NO_TOTALS  # replaced, never changed
         os.makedirs(os.path.join(folder, "work"), mode=0o755, exist_ok=True)
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -1039,6 +1112,7 @@ class Deployments:
                 pushes=int(push.trigger == "push"),
                 queued_at=time.time(),
                 exact=push.exact,
+                full_name=push.full_name,
             )
             self._write(deployment, sync_folder=True)
             self._last = deployment.number
@@ -1049,6 +1123,14 @@ class Deployments:
         with self._lock:
             settled = self._settled(push)
         return None if settled else self.add(push)
+
+    def skip(self, push: Push) -> None:
+        """Notes a tip that shall not be deployed, for catch-up to leave it alone."""
+        with self._lock:
+            for d in self.newest_first():
+                if (d.repo, d.branch) == (push.repo, push.branch) and d.finished:
+                    self._save(self._put(d._replace(tip=push.commit)))
+                    return
 
     def start(self) -> Deployment | None:
         """Takes the queued deployment of the lowest number; only the runner may."""
@@ -1078,6 +1160,7 @@ class Deployments:
                 duration=round(duration, 3),
             )
             self._save(deployment)
+            self.totals = totals_after(self.totals, deployment)
             self._put(deployment)
             self._forget()
             return deployment
@@ -1099,6 +1182,7 @@ class Deployments:
                 commit=push.commit or queued.commit,
                 message=push.message if push.commit else queued.message,
                 author=push.author if push.commit else queued.author,
+                full_name=push.full_name or queued.full_name,
             )
         )
 
@@ -1110,10 +1194,11 @@ class Deployments:
                 continue
             if d.status == "queued" or (d.status == "inprogress" and d.exact):
                 return True  # it will deploy the tip | the next look will know more
-            if tip in (d.commit, d.tip) and (
-                d.status != "fail" or d.trigger == push.trigger
-            ):
+            failed = d.status == "fail"
+            if tip == d.commit and not (failed and d.trigger != push.trigger):
                 return True
+            if tip == d.tip and not (failed and d.exact):
+                return True  # it was live, and rolled back | its message said: skip
             if d.status == "success":
                 return False  # something else is live
         return False
@@ -1151,7 +1236,7 @@ class Deployments:
     def _write(self, deployment: Deployment, sync_folder: bool = False) -> None:
         """Replaces N.json in one step, synced. Raises OSError; then nothing is left."""
         record = as_json(deployment)
-        record.update(exact=deployment.exact, tip=deployment.tip)
+        record |= {name: getattr(deployment, name) for name in PRIVATE_FIELDS}
         name, temporary = f"{deployment.number}.json", f".{deployment.number}.json.new"
         data = json.dumps(record, indent=1).encode() + b"\n"
         try:
@@ -1317,6 +1402,7 @@ class Origin:
         self._lock = threading.Lock()  # held while git is asked; Deployments' is inside
         self._head = ""
         self._trouble = ""
+        self.wake: typing.Callable[[], None] = lambda: None  # something is queued
 
     def head(self) -> str:
         """The repository's default branch, asked for once; "" where unknown."""
@@ -1349,6 +1435,7 @@ class Origin:
                 return
         if missed:
             say(f"{trigger}: {branch} is at {tip[:8]}: queued as {missed.number}")
+            self.wake()
 
     def _ask(self, branch: str) -> str:
         """The tip; trouble is said when it begins, when it changes, when it ends."""
@@ -1475,6 +1562,7 @@ class Runner:
         self._stop = self._stop_now = False
         self._asked = self._heard = 0
         self.grown: typing.Callable[[], None] = lambda: None
+        self.ended: typing.Callable[[], None] = lambda: None
         self.done = threading.Event()
 
     def wake(self) -> None:
@@ -1493,8 +1581,8 @@ class Runner:
         self._bell.ring()
         return heard
 
-    def run(self, ended: typing.Callable[[], None]) -> None:
-        """The thread: until stop. Calls ended when it is over."""
+    def run(self) -> None:
+        """The thread: until stop; then done is set, and ended called."""
         try:
             self._end_orphans(self._deployments.unfinished)
             while not self._stop:
@@ -1508,7 +1596,7 @@ class Runner:
             say(f"the runner ended: {type(error).__name__}: {error}", ERROR)
         finally:
             self.done.set()
-            ended()
+            self.ended()
 
     def _hear(self) -> None:
         self._bell.hear()
@@ -1531,11 +1619,11 @@ class Runner:
             deployment = self._deployments.note(number, tip=tip, commit=commit)
         self._report(deployment)
         reason = self._script(deployment, log)
-        took = self._clock() - begun
-        outcome = f"fail after {took:.1f} s: {reason}" if reason else ""
-        outcome = outcome or f"success in {took:.1f} s"
+        seconds = self._clock() - begun
+        outcome = f"fail after {took(seconds)}: {reason}" if reason else ""
+        outcome = outcome or f"success in {took(seconds)}"
         log.end(outcome)
-        finished = self._deployments.finish(number, reason, took)
+        finished = self._deployments.finish(number, reason, seconds)
         say(f"deployment {number}: {outcome}", NOTICE if reason else INFO)
         return finished
 
@@ -1764,9 +1852,12 @@ class Reporter:
     def _status(self, d: Deployment) -> None:
         """POST /repos/OWNER/REPO/statuses/SHA; docs.github.com/rest/commits/statuses,
         and the same of Gitea and Forgejo below their /api/v1."""
-        commit = d.commit if d.exact or not d.tip else d.tip
-        path = re.search(r"[:/]([\w.-]+/[\w.-]+?)(\.git)?/?$", d.repo)
-        if not self._settings.github_token or not commit or not path:
+        name = d.full_name
+        if not name and (
+            url := re.search(r"(?:://.+/|@.+:)(.+?/.+?)(?:\.git)?/?$", d.repo)
+        ):
+            name = full_name(url[1])
+        if not self._settings.github_token or not d.commit or not name:
             return
         state = {"success": "success", "fail": "failure"}.get(d.status, "pending")
         words = {"queued": "waiting", "inprogress": "deploying", "success": "deployed"}
@@ -1775,12 +1866,14 @@ class Reporter:
         link = self._settings.web(f"log/{d.number}")
         body.update({"target_url": link} if link else {})
         api = self._settings.github_api.rstrip("/")
-        self._post(
-            f"{api}/repos/{path[1]}/statuses/{commit}", json.dumps(body).encode()
-        )
+        self._post(f"{api}/repos/{name}/statuses/{d.commit}", json.dumps(body).encode())
 
     def _post(self, url: str, body: bytes) -> None:
+        import importlib
         import urllib.error
+
+        if not hasattr(http.client, "HTTPSConnection"):
+            importlib.reload(http.client)  # now with ssl: see the imports
         import urllib.request
 
         headers = {
@@ -1823,29 +1916,370 @@ class Reporter:
 
 
 # --- 7. Pages -------------------------------------------------------------------------
+#
+# Pure functions from records to JSON, text, HTML, SVG and metrics. Whatever came
+# from outside (message, author, branch, repo, reason, commit) passes `shown` before
+# a terminal sees it and `safe` before a browser does.
+
+LABELS = {  # what people read, for what records say
+    "queued": "queued",
+    "inprogress": "in progress",
+    "success": "success",
+    "fail": "failed",
+}
+GLYPHS = {"queued": "○", "inprogress": "▶", "success": "✓", "fail": "✗"}  # in titles
+HEADLINES = {
+    "queued": "Waiting to deploy",
+    "inprogress": "Deploying",
+    "success": "The site is live",
+    "fail": "The last deployment failed",
+}
+SGR = {"queued": 90, "inprogress": 36, "success": 32, "fail": 31}  # for ?color
+TEXT_COLUMNS = 80
+HTML_ROWS = 200  # a browser redraws them all at each change; older ones are in ?text
+CHART_RUNS = 60
+CHART_HEIGHT = 48  # px
+# ECMA-48: CSI …, OSC … BEL or ST, DCS/SOS/PM/APC … ST, other two-byte escapes.
+ESCAPES = (
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)"
+    r"|[PX^_][^\x1b]*\x1b\\|[ -/]*[0-~])"
+)
 
 
-def list_text(
-    deployments: typing.Sequence[Deployment], now: float, color: bool = False
+def shown(text: str | None) -> str:
+    """The first line of `text`, with "?" for what could fool a terminal or a reader."""
+    line = (text or "").strip().partition("\n")[0].rstrip()
+    if line.isprintable():
+        return line
+    return re.sub(UNSAFE, "?", line.replace("\t", " "))
+
+
+def safe(text: str | None) -> str:
+    """`shown`, for HTML and SVG: elements and quoted attributes."""
+    return html.escape(shown(text))
+
+
+def short(commit: str | None) -> str:
+    """The seven characters that people know a commit by."""
+    text = shown(commit)[:7]
+    return text if text.isascii() else "?"
+
+
+def ran_for(d: Deployment, now: float) -> float | None:
+    """Seconds from the start of the script to its end, or until now."""
+    if d.status == "inprogress" and d.started_at is not None:
+        return max(0.0, now - d.started_at)
+    return d.duration
+
+
+# Text: what `curl` shows. UTC and no relative times, so that it can be cached.
+
+
+class Columns(typing.NamedTuple):
+    """Widths of the text table's columns, in terminal columns."""
+
+    number: int
+    status: int
+    branch: int  # 0: all are of one branch, which the header names
+    message: int
+
+
+def columns(text: str) -> int:
+    """How many terminal columns `text` takes (UAX #11; combining marks take none)."""
+    if text.isascii():
+        return len(text)
+    import unicodedata  # 1 MB that most sites never need
+
+    wide, category = unicodedata.east_asian_width, unicodedata.category
+    return sum(
+        0 if category(c) in ("Mn", "Me", "Cf") else 1 + (wide(c) in "WF") for c in text
+    )
+
+
+def clip(text: str, width: int) -> str:
+    """`text` in at most `width` terminal columns, with an ellipsis if it was cut."""
+    if text.isascii():
+        return text if len(text) <= width else text[: width - 1] + "…"
+    text = text[: 4 * width]  # a flood of combining marks has no width, but has bytes
+    over = columns(text) - width
+    if over <= 0:
+        return text
+    while over >= 0:
+        over -= columns(text[-1])
+        text = text[:-1]
+    return text + "…"
+
+
+def list_text(ds: typing.Sequence[Deployment], now: float, color: bool = False) -> str:
+    """The deployments as a table of at most 80 columns; `ds` is newest first."""
+    if not ds:
+        return EMPTY_TEXT
+    widths = text_columns(ds)
+    lines = [text_header(ds[0], widths)]
+    for d in ds:
+        lines.append(text_row(d, now, widths, color))
+        if d.reason:
+            indent = widths.number + 2
+            reason = clip(shown(d.reason), TEXT_COLUMNS - indent)
+            lines.append(" " * indent + reason)
+    return "\n".join(lines) + "\n"
+
+
+def text_columns(ds: typing.Sequence[Deployment]) -> Columns:
+    number = max(2, len(str(max(ds[0].number, ds[-1].number))))
+    status = max(6, *(len(d.status) for d in ds))
+    branches = {d.branch for d in ds}
+    branch = 0
+    if len(branches) > 1:
+        branch = max(6, *(min(12, columns(shown(name))) for name in branches))
+    left = number + 2 + status + 2 + 16 + 2 + 6 + 2 + (branch and branch + 2) + 7 + 2
+    return Columns(number, status, branch, TEXT_COLUMNS - left)
+
+
+def text_header(newest: Deployment, widths: Columns) -> str:
+    on = f"{'BRANCH':<{widths.branch}}  "
+    message = "MESSAGE"
+    if not widths.branch:
+        on, message = "", f"MESSAGE on {shown(newest.branch)}"
+    return (
+        f"{'#':>{widths.number}}  {'STATUS':<{widths.status}}  {'QUEUED (UTC)':<16}  "
+        f"{'TOOK':>6}  {on}COMMIT   {clip(message, widths.message)}"
+    )
+
+
+def text_row(d: Deployment, now: float, widths: Columns, color: bool) -> str:
+    status = d.status.ljust(widths.status)
+    if color:
+        status = f"\x1b[{SGR[d.status]}m{status}\x1b[0m"
+    queued = time.strftime("%Y-%m-%d %H:%M", time.gmtime(d.queued_at))
+    ran = ran_for(d, now)
+    ran_text = "" if ran is None else took(ran)
+    on = ""
+    if widths.branch:
+        on = clip(shown(d.branch), widths.branch)
+        on += " " * (widths.branch - columns(on) + 2)
+    what = clip(shown(d.message) or f"({shown(d.trigger)})", widths.message)
+    return (
+        f"{d.number:>{widths.number}}  {status}  {queued}  {ran_text:>6}  "
+        f"{on}{short(d.commit):<7}  {what}"
+    )
+
+
+# HTML. Links are relative: boop may live below any path of a reverse proxy. `root`
+# leads from a page to the list: "./", "../". Elements with data-live are what the
+# script replaces, in order, with those of the same page fetched again.
+
+
+def page(
+    title: str, d: Deployment | None, body: str, root: str = "./", said: str = ""
 ) -> str:
-    """The list for a terminal, newest first."""
-    if not deployments:
-        return "No deployments yet.\n"
-    return "".join(
-        f"{d.number:>5}  {d.status:<10}  {(d.commit or '-')[:8]:<8}  "
-        f"{one_line(d.reason or d.message or d.trigger, 40)}\n"
-        for d in deployments
+    """A whole page; `d` gives it its state, `said` is for the live region."""
+    status = d.status if d else "none"
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f'<title>{title}</title><link rel="icon" href="{favicon(status)}">'
+        f'<link rel="stylesheet" href="{root}boop.css">'
+        f'<script src="{root}boop.js" defer></script></head>'
+        f'<body data-status="{status}" data-said="{said}">{SPRITE}{body}'
+        '<p id="said" class="sr" role="status"></p></body></html>\n'
     )
 
 
-def list_html(deployments: typing.Sequence[Deployment], now: float) -> str:
-    """The list for a browser, newest first."""
-    rows = "".join(
-        f'<tr><td><a href="log/{d.number}">{d.number}</a><td>{d.status}'
-        f"<td>{html.escape(one_line(d.reason or d.message or d.trigger, 80))}"
-        for d in deployments
+def favicon(status: str) -> str:
+    """A data: URL of the state's shape in its colour."""
+    color, shape, lines = FAVICONS[status]
+    return (
+        "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'"
+        f"><path fill='%23{color}' d='{shape}'/><path fill='none' stroke='white' "
+        f"stroke-width='2' stroke-linecap='round' d='{lines}'/></svg>"
     )
-    return f"<!doctype html><title>boop</title><h1>boop</h1><table>{rows}</table>"
+
+
+def icon(status: str) -> str:
+    return (
+        f'<svg class="icon {status}" aria-hidden="true"><use href="#{status}"/></svg>'
+    )
+
+
+def moment(t: float, now: float) -> str:
+    """How long ago, with the exact time on hover; the script keeps it current."""
+    exact = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(t))
+    return (
+        f'<time class="ago" datetime="{rfc3339(t)}" title="{exact}">'
+        f"{ago(now - t, exact)}</time>"
+    )
+
+
+def ago(seconds: float, exact: str) -> str:
+    """Just now, 5 min ago, 3 h ago, 2 d ago; from a month on, the date of `exact`."""
+    if seconds < 45:
+        return "just now"
+    units = (5400, 60, "min"), (129600, 3600, "h"), (2592000, 86400, "d")
+    for limit, unit, name in units:
+        if seconds < limit:
+            return f"{max(1, round(seconds / unit))} {name} ago"
+    return exact[:10]
+
+
+def ran_html(d: Deployment, now: float) -> str:
+    """How long the script ran; while it does, the script of the page counts on."""
+    ran = ran_for(d, now)
+    if ran is None:
+        return ""
+    if d.status != "inprogress":
+        return took(ran)
+    return f'<time class="run" datetime="{rfc3339(d.started_at)}">{took(ran)}</time>'
+
+
+def commit_url(repo: str, commit: str | None) -> str | None:
+    """The commit's page on a forge that is known by its host's name.
+
+    https://github.com/ada/site.git, git@gitlab.com:ada/site.git, ssh://git@… alike.
+    """
+    place = re.fullmatch(
+        r"(?:(?:https?|ssh|git)://)?(?:[^@/\s]+@)?([a-z0-9.-]+)(?::\d+/|[:/])"
+        r"([\w.~/-]+?)(?:\.git)?/?",
+        repo,
+        re.ASCII,
+    )
+    if not place or not re.fullmatch("[0-9a-f]{7,64}", commit or ""):
+        return None
+    host, path = place.groups()
+    kind = COMMIT_PAGES.get(host) or COMMIT_PAGES.get(host.partition(".")[0] + ".")
+    return f"https://{host}/{path.strip('/')}{kind}{commit}" if kind else None
+
+
+def commit_html(d: Deployment) -> str:
+    if not d.commit:
+        return ""
+    url = commit_url(d.repo, d.commit)
+    code = f"<code>{html.escape(short(d.commit))}</code>"
+    return f'<a href="{html.escape(url)}">{code}</a>' if url else code
+
+
+def site_name(repo: str) -> str:
+    """https://github.com/ada/site.git -> site"""
+    return shown(repo).rstrip("/").removesuffix(".git").rpartition("/")[2] or "site"
+
+
+def trigger_html(d: Deployment) -> str:
+    return f"{d.pushes} pushes" if d.pushes > 1 else safe(d.trigger)
+
+
+def said(d: Deployment) -> str:
+    """What a screen reader says when the state has changed."""
+    reason = f": {safe(d.reason)}" if d.reason else ""
+    return f"Deployment {d.number} {LABELS[d.status]}{reason}"
+
+
+def list_html(ds: typing.Sequence[Deployment], now: float) -> str:
+    """The list page; `ds` is newest first."""
+    if not ds:
+        return page("boop: no deployments yet", None, EMPTY_HTML)
+    d = next((d for d in ds if d.status == "inprogress"), ds[0])
+    several = len({d.repo for d in ds}) > 1
+    name = "boop" if several else html.escape(site_name(d.repo))
+    rows = "".join(row_html(d, now, several) for d in ds[:HTML_ROWS])
+    rest = len(ds) - HTML_ROWS
+    more = f'<p><a href="?text">all as text, {rest} older ones too</a></p>'
+    body = (
+        f'<header><b>{name}</b><span class="by">deployed by boop</span></header>'
+        f"<main data-live>{hero_html(d, ds, now)}"
+        f'<section aria-labelledby="all"><h2 id="all">Deployments</h2>'
+        f'<ol class="rows">{rows}</ol>{more if rest > 0 else ""}</section></main>'
+    )
+    title = f"{GLYPHS[d.status]} {LABELS[d.status]} · {name}"
+    return page(title, d, body, said=said(d))
+
+
+def hero_html(d: Deployment, ds: typing.Sequence[Deployment], now: float) -> str:
+    """The state of the site at a glance, and how the last runs went."""
+    why = f'<p class="why">{safe(d.reason)}</p>' if d.reason else ""
+    return (
+        f'<section class="hero {d.status}" aria-label="State">{icon(d.status)}<div>'
+        f"<h1>{HEADLINES[d.status]}</h1>{why}"
+        f'<p><a href="log/{d.number}">#{d.number}</a> {what_html(d)}</p>'
+        f'<p class="meta">{when_html(d, now)}{still_live_html(d, ds, now)}</p>'
+        f"</div>{chart_html(ds)}</section>"
+    )
+
+
+def what_html(d: Deployment) -> str:
+    """The message's first line, or what stands for it."""
+    return safe(d.message) or f"{safe(d.trigger).capitalize()} of {safe(d.branch)}"
+
+
+def when_html(d: Deployment, now: float) -> str:
+    ran = ran_html(d, now)
+    if d.status == "inprogress":
+        return f"running for {ran}"
+    if d.finished_at is None:
+        return f"queued {moment(d.queued_at, now)}"
+    return f"{moment(d.finished_at, now)}{ran and f', took {ran}'}"
+
+
+def still_live_html(d: Deployment, ds: typing.Sequence[Deployment], now: float) -> str:
+    """A failed build touches nothing: say what the site shows meanwhile."""
+    if d.status == "success":
+        return ""
+    for old in ds:
+        if (old.status, old.repo, old.branch) == ("success", d.repo, d.branch):
+            link = f'<a href="log/{old.number}">#{old.number}</a>'
+            since = moment(old.finished_at or old.queued_at, now)
+            return f" · the site shows {link}, {since}"
+    return ""
+
+
+def row_html(d: Deployment, now: float, several: bool) -> str:
+    """One deployment in the list; `several` repositories need to be told apart."""
+    facts = [
+        html.escape(site_name(d.repo)) if several else "",
+        f"<span>{safe(d.branch)}</span>",
+        commit_html(d),
+        safe(d.author),
+        trigger_html(d),
+    ]
+    why = f'<p class="why">{safe(d.reason)}</p>' if d.reason else ""
+    return (
+        f'<li>{icon(d.status)}<span class="st {d.status}">{LABELS[d.status]}</span>'
+        f'<div><a href="log/{d.number}"><i>#{d.number}</i> {what_html(d)}</a>'
+        f'<p class="meta">{" · ".join(filter(None, facts))}</p>{why}</div>'
+        f'<p class="when">{moment(d.queued_at, now)}<br>'
+        f"<span>{ran_html(d, now)}</span></p></li>"
+    )
+
+
+def chart_html(ds: typing.Sequence[Deployment]) -> str:
+    """The last runs' durations as bars, oldest left; a fail is red and hollow."""
+    finished = [d for d in ds if d.finished_at is not None and d.duration]
+    runs = finished[:CHART_RUNS][::-1]
+    if len(runs) < 2:
+        return ""
+    times = sorted(d.duration or 0.0 for d in runs)
+    scale = CHART_HEIGHT / max(times[-1], 0.001)
+    width = 6 * CHART_RUNS
+    bars = "".join(
+        bar_svg(d, width - 6 * (len(runs) - i), max(3.0, (d.duration or 0.0) * scale))
+        for i, d in enumerate(runs)
+    )
+    return (
+        f'<figure><svg class="chart" viewBox="0 0 {width} {CHART_HEIGHT}" '
+        f'aria-hidden="true">{bars}</svg><figcaption>Last {len(runs)} runs: median '
+        f"{took(times[len(times) // 2])}, longest {took(times[-1])}</figcaption>"
+        "</figure>"
+    )
+
+
+def bar_svg(d: Deployment, x: int, height: float) -> str:
+    """A bar that leads to its log; the keyboard has the list for that."""
+    title = f"#{d.number} {LABELS[d.status]}, {took(d.duration or 0.0)}"
+    return (
+        f'<a href="log/{d.number}" tabindex="-1"><title>{title}</title>'
+        f'<path class="{d.status}" d="M{x + 1}.5 {CHART_HEIGHT - 0.5}v-{height - 1:.1f}'
+        f'h3v{height - 1:.1f}z"/></a>'
+    )
 
 
 def log_html(
@@ -1856,19 +2290,586 @@ def log_html(
     more: bool,
     now: float,
 ) -> str:
-    """One deployment for a browser: what it is, and the end of its log."""
-    what = html.escape(_first_line(d))
+    """A log's page. `tail`, for browsers without JavaScript, is cut if `more`."""
+    name = html.escape(site_name(d.repo))
+    cut = f'<a href="{d.number}?text">… the whole log</a>\n' if more else ""
+    plain = html.escape(plain_log(tail))
+    body = (
+        '<a class="skip" href="#log">Skip to the log</a>'
+        f"{log_header(d, older, newer, name, now)}<main>"
+        f"<section data-live>{facts_html(d, now)}</section>"
+        f'<h2 class="sr">Log</h2><div id="log" data-self="{d.number}" tabindex="-1">'
+        f"<noscript><pre>{cut}{plain}</pre></noscript></div>"
+        '</main><button id="end" type="button" hidden>↓ End</button>'
+    )
+    title = f"{GLYPHS[d.status]} #{d.number} {LABELS[d.status]} · {name}"
+    return page(title, d, body, "../", said(d))
+
+
+def plain_log(text: str) -> str:
+    """A log without escapes; of what a carriage return drew over, the last state."""
+    lines = re.sub(ESCAPES, "", text).split("\n")
+    last = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
+    return re.sub(UNSAFE_BUT_LINES, "", last)
+
+
+def log_header(
+    d: Deployment, older: int | None, newer: int | None, name: str, now: float
+) -> str:
+    """What stays in sight: the state, and the ways out."""
+    before = f'<a href="{older}" rel="prev">← #{older}</a>' if older else ""
+    after = f'<a href="{newer}" rel="next">#{newer} →</a>' if newer else ""
     return (
-        f"<!doctype html><title>{d.number} {d.status}</title><h1>{what}</h1>"
-        f'<p>{d.status} {html.escape(d.reason or "")} <a href="../">all</a>'
-        f' <a href="{d.number}?text">text</a><pre>{html.escape(tail)}</pre>'
+        f'<header class="bar" data-live><a href="../">{name}</a>{icon(d.status)}'
+        f"<b>#{d.number} {LABELS[d.status]}</b>"
+        f'<span class="by">{ran_html(d, now)}</span>'
+        f'<nav aria-label="Deployments">{before}{after}'
+        f'<a href="{d.number}?text">text</a></nav></header>'
     )
 
 
-def error_html(status: int, phrase: str, why: str) -> str:
-    """A refusal for a browser."""
-    title = html.escape(f"{status} {phrase}")
-    return f"<!doctype html><title>{title}</title><h1>{title}</h1><p>{html.escape(why)}"
+def facts_html(d: Deployment, now: float) -> str:
+    """What was deployed, why, when, and how it ended."""
+    waited = d.started_at and took(d.started_at - d.queued_at)
+    facts = {
+        "Branch": safe(d.branch),
+        "Commit": commit_html(d),
+        "Author": safe(d.author),
+        "Trigger": safe(d.trigger),
+        "Pushes": str(d.pushes) if d.pushes > 1 else "",
+        "Queued": moment(d.queued_at, now),
+        "Waited": waited or "",
+        "Ran": ran_html(d, now),
+        "Repository": safe(d.repo),
+    }
+    terms = "".join(f"<div><dt>{k}<dd>{v}</div>" for k, v in facts.items() if v)
+    why = f'<p class="why">{safe(d.reason)}</p>' if d.reason else ""
+    rest = (d.message or "").strip().partition("\n")[2].strip().splitlines()
+    lines = "\n".join(safe(line) for line in rest)
+    return (
+        f"<h1>{what_html(d)}</h1>{why}"
+        f"{lines and f'<pre class=rest>{lines}</pre>'}<dl>{terms}</dl>"
+    )
+
+
+def error_html(status: int, phrase: str, why: str, root: str = "./") -> str:
+    """A refusal, for a browser; `root` leads to the list from where it was asked."""
+    body = (
+        f'<header><a href="{root}">boop</a></header><main><section class="hero">'
+        f"<div><h1>{status} {safe(phrase)}</h1><p>{safe(why)}</p>"
+        f'<p><a href="{root}">All deployments</a></p></div></section></main>'
+    )
+    return page(f"{status} {safe(phrase)} · boop", None, body, root)
+
+
+# For programs.
+
+
+def badge_svg(d: Deployment | None) -> str:
+    """How the last finished deployment ended; None: there is none."""
+    word = LABELS[d.status] if d else "no deployments"
+    color = {"success": "1a7f37", "fail": "c62828"}.get(d.status if d else "", "57606a")
+    width = 7 * len(word) + 12  # px; textLength makes any font fit
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width + 40}" height="20" '
+        f'role="img" aria-label="boop: {word}"><title>boop: {word}</title>'
+        f'<rect width="{width + 40}" height="20" rx="4" fill="#3a3f45"/>'
+        f'<path d="M40 0h{width - 4}a4 4 0 0 1 4 4v12a4 4 0 0 1-4 4H40z" '
+        f'fill="#{color}"/><g fill="#fff" font-family="Verdana,DejaVu Sans,sans-serif" '
+        'font-size="11"><text x="6" y="14" textLength="28">boop</text>'
+        f'<text x="46" y="14" textLength="{width - 12}">{word}</text></g></svg>\n'
+    )
+
+
+def metrics(
+    ds: typing.Sequence[Deployment], totals: Totals, version: str, python: str
+) -> str:
+    """Prometheus's text format (version 0.0.4)."""
+    status = [d.status for d in ds]
+    live = max((d.finished_at or 0.0 for d in ds if d.status == "success"), default=0.0)
+    built = f'{{version="{label(version)}",python="{label(python)}"}}'
+    finished = {f'{{status="{label(k)}"}}': n for k, n in totals.finished.items()}
+    ran: dict[str, float] = {f'_bucket{{le="{s:g}"}}': n for s, n in totals.buckets}
+    ran['_bucket{le="+Inf"}'] = ran["_count"] = totals.runs
+    ran["_sum"] = totals.seconds
+    families: tuple[tuple[str, str, str, typing.Mapping[str, float]], ...] = (
+        ("build_info", "gauge", "Which boop this is.", {built: 1}),
+        ("deployments_total", "counter", "Finished since boop started.", finished),
+        ("deployment_duration_seconds", "histogram", "How long scripts ran.", ran),
+        ("queue_length", "gauge", "Waiting their turn.", {"": status.count("queued")}),
+        ("running", "gauge", "Running now.", {"": status.count("inprogress")}),
+        (
+            "last_success_timestamp_seconds",
+            "gauge",
+            "When the last success ended (Unix time); 0 if there is none.",
+            {"": live},
+        ),
+    )
+    lines = []
+    for name, kind, meaning, samples in families:
+        lines += [f"# HELP boop_{name} {meaning}", f"# TYPE boop_{name} {kind}"]
+        lines += [f"boop_{name}{more} {value}" for more, value in samples.items()]
+    return "\n".join(lines) + "\n"
+
+
+def label(value: str) -> str:
+    """A label's value, escaped as the text format asks."""
+    return shown(value).replace("\\", "\\\\").replace('"', '\\"')
+
+
+UNSAFE_BUT_LINES = UNSAFE.replace(r"\x00-\x1f", r"\x00-\x08\x0b-\x1f")
+COMMIT_PAGES = {  # by host, or by its first label, for those that people run
+    "github.com": "/commit/",
+    "codeberg.org": "/commit/",
+    "gitea.com": "/commit/",
+    "gitlab.com": "/-/commit/",
+    "bitbucket.org": "/commits/",
+    "gitlab.": "/-/commit/",
+    "gitea.": "/commit/",
+    "forgejo.": "/commit/",
+}
+FAVICONS = {  # colour; a shape filled with it; white lines on that
+    "none": ("7a828c", "M8 0a8 8 0 1 0 .1 0z", ""),
+    "queued": ("7a828c", "M8 0a8 8 0 1 0 .1 0z", "M8 4v4l3 2"),
+    "inprogress": ("2f81f7", "M8 0a8 8 0 1 0 .1 0z", "M6.5 5v6L11 8z"),
+    "success": ("1f8b3b", "M8 0a8 8 0 1 0 .1 0z", "M4.5 8.3 7 10.8l4.5-5"),
+    "fail": ("d1242f", "M5 0h6l5 5v6l-5 5H5l-5-5V5z", "m5 5 6 6m0-6-6 6"),
+}
+SPRITE = (  # each state has a shape of its own, not only a colour
+    '<svg class="sprite" width="0" height="0" aria-hidden="true">'
+    '<symbol id="queued" viewBox="0 0 16 16"><circle class="ring" cx="8" cy="8" r="7"/>'
+    '<path class="ring" d="M8 4.5V8l2.5 1.5"/></symbol>'
+    '<symbol id="inprogress" viewBox="0 0 16 16"><circle class="ring dim" '
+    'cx="8" cy="8" r="7"/><path class="ring spin" d="M8 1a7 7 0 0 1 7 7"/>'
+    '<path d="M6.3 5v6l5-3z"/></symbol>'
+    '<symbol id="success" viewBox="0 0 16 16"><circle cx="8" cy="8" r="8"/>'
+    '<path class="cut" d="M4.5 8.3 7 10.8l4.5-5"/></symbol>'
+    '<symbol id="fail" viewBox="0 0 16 16"><path d="M5 0h6l5 5v6l-5 5H5l-5-5V5z"/>'
+    '<path class="cut" d="m5 5 6 6m0-6-6 6"/></symbol></svg>'
+)
+EMPTY_TEXT = """\
+No deployments yet. To get the first one:
+
+  1. Give boop a secret: BOOP_SECRET, for example from `openssl rand -hex 32`.
+  2. Add a webhook to the repository, on its forge: this address with /deploy,
+     the same secret, content type application/json, push events.
+  3. git push
+
+Or now, on boop's own machine: boop.py deploy
+"""
+EMPTY_HTML = """\
+<header><b>boop</b></header><main data-live><section class="hero"><div>
+<h1>No deployments yet</h1><p>Three steps to the first one:</p><ol class="steps">
+<li>Give boop a secret: set <code>BOOP_SECRET</code>, for example to what
+<code>openssl rand -hex 32</code> prints.</li>
+<li>On the forge, add a webhook to the site’s repository: the URL
+<code id="hook">this address with /deploy</code>, the same secret, content type
+<code>application/json</code>, push events.</li>
+<li><code>git push</code></li></ol>
+<p class="meta">Or now, on boop’s own machine: <code>boop.py deploy</code></p>
+</div></section></main>"""
+
+# The pages' looks. Served as boop.css: to change a colour, change it here.
+BOOP_CSS = """\
+:root {
+  --bg: #f4f5f7; --panel: #fff; --line: #dfe2e6; --text: #1c2127; --muted: #59636e;
+  --link: #0959b8; --hover: #f7f9fb; --mark: #fff3bf; --lo: 0; --hi: .54;
+  --queued: #636c76; --inprogress: #0a63c9; --success: #1a7a36; --fail: #c4232e;
+  --c0: #24292f; --c1: #b3212b; --c2: #1a6e31; --c3: #7d5200; --c4: #0a55b3;
+  --c5: #7a35c0; --c6: #0f6673; --c7: #59636e; --c8: #656d76; --c9: #c4232e;
+  --c10: #1a7a36; --c11: #8a5c00; --c12: #0a63c9; --c13: #8b3fd1; --c14: #127483;
+  --c15: #1c2127;
+}
+@media (prefers-color-scheme: dark) { :root {
+  --bg: #0e1116; --panel: #161b22; --line: #2b323b; --text: #e3e8ee; --muted: #9aa5b1;
+  --link: #79b8ff; --hover: #1b2129; --mark: #4a3c0c; --lo: .7; --hi: 1;
+  --queued: #9aa5b1; --inprogress: #58a6ff; --success: #46c060; --fail: #ff7b72;
+  --c0: #8b949e; --c1: #ff7b72; --c2: #56c76b; --c3: #d9a92c; --c4: #79b8ff;
+  --c5: #c79bff; --c6: #4fc7d4; --c7: #c2cad3; --c8: #8b949e; --c9: #ff9a94;
+  --c10: #7ee08f; --c11: #f2cc60; --c12: #a5d1ff; --c13: #dcbcff; --c14: #8be3ee;
+  --c15: #fff;
+} }
+* { box-sizing: border-box; margin: 0; }
+html { color-scheme: light dark; scroll-padding-top: 4rem; }
+body {
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
+  background: var(--bg); color: var(--text); overflow-wrap: anywhere;
+}
+a { color: var(--link); text-decoration: none; }
+a:hover { text-decoration: underline; }
+:focus-visible { outline: 2px solid var(--inprogress); outline-offset: 2px;
+  border-radius: 3px; }
+code, pre, #log { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas,
+  "DejaVu Sans Mono", monospace; font-size: 13px; }
+header, main { max-width: 70rem; margin: auto; padding: .8rem 1.25rem; }
+header { display: flex; gap: .7rem; align-items: center; }
+header .by { color: var(--muted); }
+header nav { margin-left: auto; display: flex; gap: 1.1rem; white-space: nowrap; }
+h1 { font-size: 1.35rem; line-height: 1.3; font-weight: 650; }
+h2 { font-size: .95rem; font-weight: 650; margin: 1.6rem 0 .6rem; }
+.sr, .skip:not(:focus) { position: absolute; width: 1px; height: 1px; overflow: hidden;
+  clip-path: inset(50%); white-space: nowrap; }
+.skip:focus { position: fixed; z-index: 3; padding: .6rem 1rem;
+  background: var(--panel); }
+.sprite { position: absolute; }
+.icon { width: 1.05em; height: 1.05em; flex: none; fill: currentColor; }
+.icon.inprogress .spin, .spin { transform-origin: 8px 8px;
+  animation: spin 1.2s linear infinite; }
+.ring, .cut { fill: none; stroke: currentColor; stroke-width: 2;
+  stroke-linecap: round; stroke-linejoin: round; }
+.cut { stroke: var(--panel); }
+.ring.dim { opacity: .25; }
+@keyframes spin { to { transform: rotate(1turn); } }
+.queued { color: var(--queued); } .inprogress { color: var(--inprogress); }
+.success { color: var(--success); } .fail, .why { color: var(--fail); }
+.meta, figcaption, .when, dt { color: var(--muted); font-size: .875rem; }
+.meta a, .when time { color: inherit; }
+.meta a { text-decoration: underline; text-decoration-color: var(--line);
+  text-underline-offset: 3px; }
+time { font-variant-numeric: tabular-nums; }
+time.ago { cursor: help; }
+
+.hero { display: flex; gap: 1.1rem; padding: 1.4rem 1.5rem; color: var(--text);
+  background: var(--panel); border: 1px solid var(--line); border-radius: 12px;
+  box-shadow: inset 5px 0 var(--state, transparent); }
+.hero.queued { --state: var(--queued); } .hero.success { --state: var(--success); }
+.hero.inprogress { --state: var(--inprogress); } .hero.fail { --state: var(--fail); }
+.hero > .icon { width: 2rem; height: 2rem; }
+.hero > div { flex: 1; min-width: 0; }
+.hero p { margin-top: .3rem; }
+figure { flex: 0 1 22rem; align-self: end; text-align: right; }
+.chart { display: block; width: 100%; overflow: visible; }
+.chart path { fill: currentColor; stroke: currentColor; }
+.chart .fail { fill: transparent; }
+.chart a:hover path { opacity: .6; }
+.steps { padding-left: 1.2rem; } .steps li { margin: .5rem 0; }
+.steps code { background: var(--bg); padding: .1rem .35rem; border-radius: 4px; }
+
+.rows { list-style: none; padding: 0; background: var(--panel);
+  border: 1px solid var(--line); border-radius: 12px; overflow: hidden; }
+.rows li { display: grid; grid-template-columns: 1.1rem 5.6rem 1fr auto; gap: .6rem;
+  padding: .7rem 1.25rem; position: relative; }
+.rows li + li { border-top: 1px solid var(--line); }
+.rows li:hover { background: var(--hover); }
+.rows .icon { margin-top: .22rem; }
+.rows div > a { color: var(--text); font-weight: 550; }
+.rows div > a::after { content: ""; position: absolute; inset: 0; }
+.rows div > a:focus-visible { outline: 0; }
+.rows div > a:focus-visible::after { outline: 2px solid var(--inprogress);
+  outline-offset: -3px; border-radius: 10px; }
+.rows i { font-style: normal; font-weight: 400; color: var(--muted); }
+.rows .meta a, .rows time { position: relative; z-index: 1; }
+.when { text-align: right; white-space: nowrap; }
+
+.rest { white-space: pre-wrap; color: var(--muted); margin-top: .5rem;
+  max-height: 12rem; overflow: auto; }
+dl { display: flex; flex-wrap: wrap; gap: .7rem 2rem; margin-top: .9rem; }
+dd { margin: 0; }
+[data-self], #log { --row: 20px; }
+.bar { position: sticky; top: 0; z-index: 2; max-width: none;
+  background: var(--panel); border-bottom: 1px solid var(--line); }
+.bar ~ main { max-width: 90rem; }
+#log { margin-top: 1.2rem; padding: .6rem 0; line-height: var(--row); min-height: 4rem;
+  background: var(--panel); border: 1px solid var(--line); border-radius: 12px;
+  overflow: clip; outline: 0; }
+#log pre { padding: 0 1rem; white-space: pre-wrap; }
+#log > .shut { content-visibility: auto;
+  contain-intrinsic-block-size: auto calc(500 * var(--row)); }
+#log > div > div { position: relative; padding: 0 1rem 0 5.2em; min-height: var(--row);
+  white-space: pre-wrap; tab-size: 8; }
+#log div div > a { position: absolute; left: 0; width: 4.2em; text-align: right;
+  color: var(--muted); user-select: none; }
+#log div div > a::before { content: attr(data-n); }
+#log .more > a { display: none; }
+#log .on { background: var(--mark); }
+[data-status=queued] #log:empty::before { content: "Waiting for its turn …";
+  padding: 1rem; color: var(--muted); }
+#end { position: fixed; right: 1.25rem; bottom: 1.25rem; padding: .5rem .9rem;
+  font: inherit; color: var(--panel); background: var(--text); border: 0;
+  border-radius: 99px; cursor: pointer; }
+.b { font-weight: 700; } .d { opacity: .7; } .i { font-style: italic; }
+.u { text-decoration: underline; } .s { text-decoration: line-through; }
+.u.s { text-decoration: underline line-through; }
+.f { color: var(--f); } .g { background: var(--g); color: var(--panel); }
+@supports (color: oklch(from red l c h)) {  /* legible, whatever was asked for */
+  .f { color: oklch(from var(--f) clamp(var(--lo), l, var(--hi)) c h); }
+  .g { color: oklch(from var(--g) clamp(0, (.62 - l) * 99, 1) 0 0); }
+}
+.v { color: var(--panel); background: var(--f, var(--text)); }
+
+@media (max-width: 48rem) {
+  header, main { padding-inline: .75rem; }
+  .hero { flex-wrap: wrap; padding: 1.1rem; gap: .8rem; }
+  figure { flex-basis: 100%; text-align: left; }
+  .rows li { grid-template-columns: 1.1rem 1fr; padding: .7rem .9rem; }
+  .rows .st { position: absolute; clip-path: inset(50%); }
+  .when { grid-column: 2; text-align: left; } .when br { display: none; }
+  .when span:not(:empty)::before { content: " · "; }
+  .rows li { row-gap: 0; }
+  code, pre, #log { font-size: 12px; } #log { margin-inline: -.75rem; border-radius: 0;
+    border-inline: 0; --row: 18px; }
+  #log > div > div { padding: 0 .6rem 0 3.6em; } #log div div > a { width: 3em; }
+}
+@media (prefers-reduced-motion: reduce) { .spin { animation: none !important; } }
+@media print { #end, nav { display: none; } }
+"""
+
+# The pages' behaviour. Served as boop.js. Logs reach the page as text nodes only.
+BOOP_JS = r"""// boop's pages: times, following, the log.
+"use strict";
+(() => {
+const $ = (selector, root = document) => root.querySelector(selector);
+const sleep = ms => new Promise(done => setTimeout(done, ms));
+const log = $("#log"), end = $("#end");
+const here = log ? log.dataset.self : "./";
+const status = () => document.body.dataset.status;
+const live = () => status() === "queued" || status() === "inprogress";
+
+// Times: the same words as the server's.
+const took = s => s < 9.95 ? `${Math.max(s, 0).toFixed(1)} s`
+  : (s = Math.round(s)) < 60 ? `${s} s`
+  : s < 3600 ? `${s / 60 | 0}m ${String(s % 60).padStart(2, 0)}s`
+  : `${s / 3600 | 0}h ${String(s % 3600 / 60 | 0).padStart(2, 0)}m`;
+function ago(s, exact) {
+  if (s < 45) return "just now";
+  for (const [limit, unit, name] of
+       [[5400, 60, "min"], [129600, 3600, "h"], [2592000, 86400, "d"]])
+    if (s < limit) return `${Math.max(1, Math.round(s / unit))} ${name} ago`;
+  return exact.slice(0, 10);
+}
+function tick() {
+  if (document.hidden) return;
+  for (const time of document.querySelectorAll("time")) {
+    const s = (Date.now() - Date.parse(time.dateTime)) / 1000;
+    const text = time.className === "run" ? took(Math.max(0, Math.floor(s)))
+      .replace(".0", "") : ago(s, time.title);
+    if (time.textContent !== text) time.textContent = text;
+  }
+}
+
+// The same page again: its state, without losing place or focus.
+async function refresh() {
+  const answer = await fetch(here, {headers: {Accept: "text/html"}, cache: "no-cache"});
+  if (!answer.ok) throw Error(answer.status);
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const focus = document.activeElement?.getAttribute("href");
+  const within = document.activeElement?.closest(".rows") ? ".rows " : "";
+  const fresh = page.querySelectorAll("[data-live]");
+  document.querySelectorAll("[data-live]").forEach((old, i) =>
+    fresh[i] && old.replaceWith(document.importNode(fresh[i], true)));
+  if (focus && document.activeElement === document.body)
+    $(`${within}a[href="${CSS.escape(focus)}"]:not([tabindex])`)
+      ?.focus({preventScroll: true});
+  document.title = page.title;
+  $("link[rel=icon]").href = $("link[rel=icon]", page).href;
+  document.body.dataset.status = page.body.dataset.status;
+  if (document.body.dataset.said !== page.body.dataset.said)
+    $("#said").textContent = document.body.dataset.said = page.body.dataset.said;
+  tick();
+  hook();
+}
+function hook() {
+  if ($("#hook")) $("#hook").textContent = new URL("deploy", location);
+}
+
+// Follow a stream until over() says so; boop's restarts are waited out.
+async function follow(url, take, over) {
+  for (let pause = 500; ; pause = Math.min(pause * 2, 30000)) {
+    let reader;
+    try {
+      const answer = await fetch(url, {cache: "no-store"});
+      if (!answer.ok) throw Error(answer.status);
+      reader = answer.body.getReader();
+      let at = 0;
+      for (let got; !(got = await reader.read()).done; at += got.value.length) {
+        pause = 500;
+        await take(got.value, at);
+      }
+      if (await over()) return;
+    } catch (error) {
+      console.info(`boop: ${error.message}; trying again`);
+      reader?.cancel().catch(() => {});
+    }
+    await sleep(pause);
+  }
+}
+
+// ANSI: colours and weights become classes; every other escape is swallowed.
+const ESCAPE = new RegExp(String.raw`\x1b(?:\[([0-?]*)[ -/]*([@-~])`
+  + String.raw`|\][^\x07\x1b]*(?:\x07|\x1b\\)|[PX^_][^\x1b]*\x1b\\|[ -/]*[0-~])`
+  + String.raw`|[\x00-\x08\x0b-\x1f\x7f-\x9f]`, "g");
+const ON = {1: "b", 2: "d", 3: "i", 4: "u", 7: "v", 9: "s"};
+const OFF = {22: "bd", 23: "i", 24: "u", 27: "v", 29: "s"};
+let pen = {};
+function sgr(codes) {
+  const p = codes.split(/[;:]/).map(Number);
+  pen = {...pen};
+  for (let i = 0; i < p.length; i++) {
+    const n = p[i], side = (n / 10 | 0) % 6 === 3 ? "f" : "g";
+    if (n === 0) pen = {};
+    else if (ON[n]) pen[ON[n]] = true;
+    else if (OFF[n]) for (const name of OFF[n]) delete pen[name];
+    else if (n === 38 || n === 48) {
+      const rgb = p[i + 1] === 2;
+      pen[side] = rgb ? `rgb(${p.slice(i + 2, i + 5)})` : xterm(p[i + 2]);
+      i += rgb ? 4 : 2;
+    } else if (n === 39 || n === 49) delete pen[side];
+    else if (n >= 30 && n < 48) pen[side] = xterm(n % 10);
+    else if (n >= 90 && n < 108) pen[side] = xterm(n % 10 + 8);
+  }
+}
+function xterm(n) {
+  if (n < 16) return `var(--c${n})`;
+  const grey = 8 + 10 * (n - 232), step = k => (k %= 6) && 55 + 40 * k;
+  return n > 231 ? `rgb(${grey},${grey},${grey})`
+    : `rgb(${[(n - 16) / 36 | 0, (n - 16) / 6 | 0, n - 16].map(step)})`;
+}
+function put(line, text) {
+  const names = Object.keys(pen);
+  if (!names.length) return line.append(text);
+  const span = document.createElement("span");
+  span.className = names.join(" ");
+  for (const side of "fg")
+    if (pen[side]) span.style.setProperty(`--${side}`, pen[side]);
+  span.textContent = text;
+  line.append(span);
+}
+function draw(line, raw) {
+  let at = 0, over = false;
+  const upto = (index) => {
+    if (index <= at) return;
+    if (over) line.replaceChildren(line.firstChild);  // a progress line starts again
+    over = false;
+    put(line, raw.slice(at, index));
+  };
+  for (const m of raw.matchAll(ESCAPE)) {
+    upto(m.index);
+    at = m.index + m[0].length;
+    if (m[0] === "\r") over = true;
+    else if (m[2] === "m" && /^[\d;:]*$/.test(m[1])) sgr(m[1]);
+  }
+  upto(raw.length);
+}
+
+// Lines: 500 to a block, so that the browser lays out only what is seen.
+const BLOCK = 500, LONG = 10000, ENTER = "\n";
+const shape = document.createElement("div");
+shape.append(document.createElement("a"));
+shape.firstChild.tabIndex = -1;
+let block, lines = 0, open = null, openPen = pen, more = false, rest = "";
+function begin() {
+  if (!block || block.childElementCount === BLOCK) {
+    if (block) block.className = "shut";
+    block = document.createElement("div");
+    log.append(block);
+  }
+  const line = shape.cloneNode(true);
+  if (more) line.className = "more";
+  else {
+    line.id = `L${++lines}`;
+    line.firstChild.href = `#${line.id}`;
+    line.firstChild.dataset.n = lines;
+  }
+  block.append(line);
+  return line;
+}
+function add(raw, done) {  // what is left of a line that is not done yet
+  if (raw.length > LONG) raw = raw.slice(raw.lastIndexOf("\r", raw.length - 2) + 1);
+  for (; raw.length > LONG; raw = raw.slice(LONG)) {
+    add(raw.slice(0, LONG), true);
+    more = true;
+  }
+  if (open) open.replaceChildren(open.firstChild);
+  pen = open ? openPen : pen;
+  openPen = pen;
+  open ??= begin();
+  draw(open, raw);
+  if (done) { open = null; more = false; }
+  return raw;
+}
+async function feed(text) {
+  const parts = (rest + text).split(ENTER);
+  rest = parts.pop();
+  let since = performance.now();
+  for (const raw of parts) {
+    add(raw, true);
+    if (performance.now() - since > 30) {
+      await new Promise(done => {
+        requestAnimationFrame(done);
+        setTimeout(done, 100);  // a hidden tab draws no frames
+      });
+      since = performance.now();
+    }
+  }
+  if (rest) rest = add(rest, false);
+  if (aim && document.getElementById(aim)) mark();
+}
+
+// #L12
+let aim = "";
+function mark() {
+  $("#log .on")?.classList.remove("on");
+  const line = document.getElementById(location.hash.slice(1));
+  if (!line?.id.startsWith("L")) return;
+  aim = "";
+  stuck = false;
+  line.classList.add("on");
+  line.scrollIntoView({block: "center"});
+}
+
+// At the bottom the page stays there; scrolled up it is left alone.
+let stuck = false, last = 0;
+const bottom = () => document.documentElement.scrollHeight - innerHeight;
+const toEnd = () => scrollTo(0, bottom());
+function scrolled() {
+  if (scrollY >= bottom() - 30) stuck = true;
+  else if (scrollY < last) stuck = false;
+  last = scrollY;
+  offer();
+}
+function grown() {
+  if (stuck) toEnd();
+  offer();
+}
+function offer() { end.hidden = stuck || bottom() - scrollY < innerHeight / 2; }
+
+function startLog() {
+  const utf8 = new TextDecoder();
+  let seen = 0;  // bytes; a second connection starts from the log's beginning again
+  stuck = live() && !location.hash;
+  aim = location.hash.slice(1);
+  log.replaceChildren();
+  addEventListener("scroll", scrolled, {passive: true});
+  addEventListener("hashchange", mark);
+  new ResizeObserver(grown).observe(log);
+  end.onclick = () => { stuck = true; toEnd(); };
+  log.onclick = event => {
+    const link = event.target.closest("a");
+    if (!link) return;
+    event.preventDefault();  // marking a line is no reason to move it
+    history.replaceState(null, "", link.hash);
+    const y = scrollY;
+    mark();
+    scrollTo(0, y);
+  };
+  follow(`${here}?follow`, async (bytes, at) => {
+    const fresh = bytes.subarray(Math.min(bytes.length, Math.max(0, seen - at)));
+    seen += fresh.length;
+    if (status() === "queued") refresh().catch(() => {});
+    await feed(utf8.decode(fresh, {stream: true}));
+  }, async () => {
+    if (live()) await refresh();
+    return !live();
+  });
+}
+
+hook();
+tick();
+setInterval(tick, 1000);
+if (log) startLog();
+else if ($("main[data-live]")) follow("?follow", refresh, () => false);
+})();
+"""
 
 
 # --- 8. HTTP --------------------------------------------------------------------------
@@ -2093,26 +3094,35 @@ class Site:
         deployments: Deployments,
         origin: Origin,
         followers: Followers,
+        wake: typing.Callable[[], None],
         health: typing.Callable[[], str],
     ) -> None:
         self.settings, self.deployments, self.origin = settings, deployments, origin
-        self.followers, self.health = followers, health
-        self._cache: dict[str, tuple[int, Page]] = {}  # replaced, never changed within
+        self.followers, self.wake, self.health = followers, wake, health
+        self._cache: dict[tuple[str, bool], tuple[typing.Hashable, Page]] = {}
+        self._started = time.time_ns()
 
-    def cached(
-        self, key: str, kind: str, make: typing.Callable[[list[Deployment]], str]
-    ) -> Page:
-        """A page made of the list, made anew when the list has changed. No lock: two
-        who make it at once make the same."""
-        version = self.deployments.version
-        hit = self._cache.get(key)
-        if hit and hit[0] == version:
+    def listed(self, form: str, color: bool) -> Page:
+        """The list, made anew when it has changed, or shows a time that has. No lock:
+        two who make it at once make the same."""
+        now, version = time.time(), self.deployments.version
+        newest = self.deployments.newest_first()
+        if any(d.status == "inprogress" for d in newest[:9]):
+            state: typing.Hashable = version, now // 1
+        else:
+            state = version, now // 30 if form == HTML else 0
+        hit = self._cache.get((form, color))
+        if hit and hit[0] == state:
             return hit[1]
-        body = make(self.deployments.newest_first()).encode("utf-8", "replace")
-        page = Page(
-            body, kind, f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
-        )
-        self._cache[key] = version, page
+        if form == JSON:
+            body = json.dumps({"deployments": [as_json(d) for d in newest]}) + "\n"
+        elif form == HTML:
+            body = list_html(newest, now)
+        else:
+            body = list_text(newest, now, color)
+        tag = f'"{self._started:x}-{version:x}"'  # its times are the client's to count
+        page = Page(body.encode("utf-8", "replace"), form, tag)
+        self._cache[form, color] = state, page
         return page
 
 
@@ -2129,6 +3139,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         ("POST", re.compile("/deploy"), "deploy", False),
         ("GET", re.compile("/"), "list", True),
         ("GET", re.compile("/log/(latest|[1-9][0-9]{0,17})"), "log", True),
+        ("GET", re.compile("/boop.(css|js)"), "asset", False),
+        ("GET", re.compile("/badge.svg"), "badge", False),
+        ("GET", re.compile("/metrics"), "metrics", True),
         ("GET", re.compile("/healthz"), "healthz", False),
     )
 
@@ -2206,9 +3219,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             page = Page(json.dumps({refusal.word: why}).encode() + b"\n", JSON)
         elif form == HTML:
             phrase = http.HTTPStatus(status).phrase
-            page = Page(
-                error_html(status, phrase, why).encode("utf-8", "replace"), HTML
-            )
+            root = "../" * (self._path.count("/") - 1) or "./"
+            page = Page(error_html(status, phrase, why, root).encode(), HTML)
         else:
             page = Page(f"{why}\n".encode("utf-8", "replace"), TEXT)
         headers = {
@@ -2302,14 +3314,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
             body.seek(0)
             verifier.check(body)
             body.seek(0)
-            push = parse(self.headers, body, settings, self.site.origin.head)
+            try:
+                push = parse(self.headers, body, settings, self.site.origin.head)
+            except Skipped as skipped:
+                self.site.deployments.skip(skipped.push)
+                raise
         try:
             deployment = self.site.deployments.add(push)
         except OSError as error:
             raise Refusal(503, f"cannot record the push: {error.strerror}") from None
         number = deployment.number
         answer = {"deployment": number, "status": "queued", "log": f"log/{number}"}
-        self._send(202, Page(json.dumps(answer).encode() + b"\n", JSON))
+        try:
+            self._send(202, Page(json.dumps(answer).encode() + b"\n", JSON))
+            self.wfile.flush()  # first: starting a script holds all threads up a little
+        finally:
+            self.site.wake()
 
     def _length(self) -> int:
         """The body's length, before a byte of it is read: RFC 9112, 6.3."""
@@ -2347,21 +3367,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if "follow" in self.query:
             self._follow(0, b"boop: whatever changes\n")
             return
-        form = preferred(self.headers.get("Accept", ""))
-        if form == JSON:
-            page = self.site.cached(
-                JSON,
-                JSON,
-                lambda ds: json.dumps({"deployments": [as_json(d) for d in ds]}) + "\n",
-            )
-        elif form == HTML:
-            page = self.site.cached(HTML, HTML, lambda ds: list_html(ds, time.time()))
-        else:
-            color = "color" in self.query
-            page = self.site.cached(
-                f"{TEXT} {color}", TEXT, lambda ds: list_text(ds, time.time(), color)
-            )
-        self._page(page)
+        self._page(self.site.listed(self._form(), "color" in self.query))
+
+    def _form(self) -> str:
+        wanted = preferred(self.headers.get("Accept", ""))
+        return TEXT if "text" in self.query else wanted
 
     def _log(self, which: str) -> None:
         """GET /log/N: the log, the page around it, or the record."""
@@ -2372,12 +3382,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         )
         if not deployment:
             raise Refusal(404, f"there is no deployment {which}")
-        form = preferred(self.headers.get("Accept", ""))
-        if "follow" in self.query:
+        form = self._form()
+        if "follow" in self.query and not deployment.finished:
             self._follow(deployment.number)
-        elif form == JSON:
+        elif form == JSON and "follow" not in self.query:
             self._page(Page(json.dumps(as_json(deployment)).encode() + b"\n", JSON))
-        elif form == HTML and "text" not in self.query:
+        elif form == HTML and "follow" not in self.query:
             self._page(self._log_page(deployment, newest))
         else:
             self._log_text(deployment, which)
@@ -2444,6 +3454,26 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if why:
             raise Refusal(503, why)
         self._page(Page(b"ok\n", TEXT))
+
+    def _badge(self) -> None:
+        """GET /badge.svg: how the last finished deployment ended."""
+        newest = self.site.deployments.newest_first()
+        svg = badge_svg(next((d for d in newest if d.finished), None))
+        self._page(Page(svg.encode(), "image/svg+xml", cache="no-store"))
+
+    def _metrics(self) -> None:
+        """GET /metrics: for Prometheus, in its text format 0.0.4."""
+        deployments = self.site.deployments
+        python = sys.version.partition(" ")[0]
+        text = metrics(deployments.newest_first(), deployments.totals, VERSION, python)
+        self._page(Page(text.encode(), f"{TEXT}; version=0.0.4", cache="no-store"))
+
+    def _asset(self, kind: str) -> None:
+        """GET /boop.css, /boop.js: asked for again after an upgrade, by the ETag."""
+        if kind == "css":
+            self._page(Page(BOOP_CSS.encode(), "text/css", f'"{VERSION}"'))
+        else:
+            self._page(Page(BOOP_JS.encode(), "text/javascript", f'"{VERSION}"'))
 
     # http.server's own words, in our ways.
 
@@ -2626,6 +3656,7 @@ class Boop:
     def __init__(self, settings: Settings, environ: Environ) -> None:
         """Raises OSError when boop can't serve, with the reason in one line."""
         self._settings, self._environ = settings, environ
+        self._bell = Wake()  # the runner has ended, or there is news for systemd
         try:
             self._deployments = Deployments(
                 settings.state, settings.keep, self._changed
@@ -2639,14 +3670,20 @@ class Boop:
         self._runner = Runner(
             settings, environ, self._deployments, self._origin, self._reporter.report
         )
-        self._runner.grown = self._followers.news
+        self._runner.grown, self._runner.ended = self._followers.news, self._bell.ring
+        self._origin.wake = self._runner.wake
         try:
             listener = listen(settings, environ)
         except OSError as error:
             where = f"{settings.host} port {settings.port}"
             raise OSError(None, f"cannot listen on {where}: {error.strerror}") from None
         site = Site(
-            settings, self._deployments, self._origin, self._followers, self._health
+            settings,
+            self._deployments,
+            self._origin,
+            self._followers,
+            self._runner.wake,
+            self._health,
         )
         self._door = Door(listener, site)
         self._looking = threading.Lock()  # held by the one catch-up at a time
@@ -2660,40 +3697,37 @@ class Boop:
         poll = select.poll()
         poll.register(self._door.listener, select.POLLIN)
         poll.register(self._signals, select.POLLIN)
-        threading.Thread(
-            target=self._runner.run,
-            args=(lambda: os.write(signals, b"\0"),),
-            name="runner",
-            daemon=True,
-        ).start()
+        poll.register(self._bell.fd, select.POLLIN)
+        threading.Thread(target=self._runner.run, name="runner", daemon=True).start()
         self._welcome()
         self._look("catch-up")
         timers = Timers(self._settings, self._environ)
         while True:
             for fd, _ in poll.poll(timers.wait_ms()):
-                if fd != self._signals:
+                if fd == self._door.listener.fileno():
                     self._door.accept()
-                elif (status := self._signalled()) is not None:
-                    return status
+                elif fd == self._bell.fd:
+                    self._bell.hear()
+                    sd_notify(self._environ, STATUS=self._status())
+                elif self._signalled():
+                    return self._end()
+            if self._runner.done.is_set():
+                say("the runner is gone, and so boop ends", ERROR)
+                return 1
             if timers.due("poll"):
                 self._look("poll")
             if timers.due("watchdog") and self._runner.awake():
                 sd_notify(self._environ, WATCHDOG=1)
 
-    def _signalled(self) -> int | None:
-        """What the signals ask for; an exit status if it is time to end."""
-        for signum in os.read(self._signals, 64):
-            if signum == signal.SIGHUP:
-                now = time.monotonic_ns() // 1000
-                sd_notify(self._environ, RELOADING=1, MONOTONIC_USEC=now)
-                self._look("catch-up")
-                sd_notify(self._environ, READY=1)
-            elif signum == 0:
-                say("the runner is gone, and so boop ends", ERROR)
-                return 1
-            else:
-                return self._end()
-        return None
+    def _signalled(self) -> bool:
+        """Minds the signals; is it time to end?"""
+        signums = os.read(self._signals, 64)
+        if signal.SIGHUP in signums:
+            now = time.monotonic_ns() // 1000
+            sd_notify(self._environ, RELOADING=1, MONOTONIC_USEC=now)
+            self._look("catch-up")
+            sd_notify(self._environ, READY=1)
+        return signal.SIGTERM in signums or signal.SIGINT in signums
 
     def _end(self) -> int:
         """Takes no more requests, ends the script, lets everyone have the end."""
@@ -2702,10 +3736,10 @@ class Boop:
         self._door.listener.close()
         self._runner.stop()
         while not self._runner.done.is_set():
-            select.select([self._signals], [], [])
-            for signum in os.read(self._signals, 64):
-                if signum in (signal.SIGTERM, signal.SIGINT):
-                    self._runner.stop(now=True)
+            ready, _, _ = select.select([self._signals, self._bell.fd], [], [])
+            self._bell.hear()
+            if self._signals in ready and self._signalled():
+                self._runner.stop(now=True)
         self._followers.close()
         self._reporter.close()
         return 0
@@ -2713,8 +3747,18 @@ class Boop:
     def _changed(self, deployment: Deployment) -> None:
         """Deployments calls it, with its lock held: rings bells, and no more."""
         self._followers.news(deployment)
-        if deployment.status == "queued":
-            self._runner.wake()
+        if "NOTIFY_SOCKET" in self._environ:
+            self._bell.ring()
+
+    def _status(self) -> str:
+        """What `systemctl status` shows."""
+        newest = self._deployments.newest_first()
+        last = next((d for d in newest if d.finished), None)
+        running = next((d for d in newest if d.status == "inprogress"), None)
+        waiting = sum(d.status == "queued" for d in newest)
+        result = f"{last.number}: {last.reason or last.status}" if last else "none yet"
+        now = f"running {running.number}" if running else "idle"
+        return f"{now}, {waiting} waiting; last deployment {result}"
 
     def _health(self) -> str:
         """Why boop can't do its work, or ""."""
@@ -2750,7 +3794,7 @@ class Boop:
             say("no BOOP_SECRET: every hook is answered 503 until one is set", WARNING)
         if not s.repo:
             say("no BOOP_REPO, and this is no git checkout: no catch-up", WARNING)
-        sd_notify(self._environ, READY=1)
+        sd_notify(self._environ, READY=1, STATUS=self._status())
 
 
 def _same_output() -> bool:

@@ -112,6 +112,7 @@ list() {
 }
 # aws takes half a second to start: meanwhile, git and hugo work.
 list >there & lister=$!
+rm -rf site stage & sweeper=$!
 trap 'kill "$lister" 2>/dev/null || :' EXIT
 
 # --- Fetch -------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ if [[ -z ${BOOP_EXACT+set} && ${BOOP_TRIGGER:-} == manual ]]; then BOOP_EXACT=1;
 if [[ ${BOOP_EXACT:-} == 1 && ${BOOP_COMMIT:-} ]]; then
   [[ $BOOP_COMMIT =~ ^[0-9a-f]{7,64}$ ]] || die 'BOOP_COMMIT is not the name of a commit'
   git_in src cat-file -e "$BOOP_COMMIT^{commit}" 2>/dev/null ||
-    fetch src "$BOOP_COMMIT" >/dev/null || die "commit $BOOP_COMMIT is not in the repository"
+    fetch src "$BOOP_COMMIT" 2>/dev/null || die "commit $BOOP_COMMIT is not in the repository"
   git_in src reset --quiet --hard "$BOOP_COMMIT"
 fi
 git_in src clean --quiet -ffdx -e /resources/_gen       # hugo's pictures, kept for the next run
@@ -175,7 +176,7 @@ subject=$(git_in src log -1 --format='%h: %s (%an)')
 report fetch "${branch:-HEAD} at ${subject//[^[:print:]]/?}"
 
 # --- Build -------------------------------------------------------------------------------
-rm -rf site stage
+wait "$sweeper"
 if compgen -G 'src/hugo.[tyj]*' >/dev/null || [[ -d src/config/_default ]] ||
   { compgen -G 'src/config.[tyj]*' >/dev/null &&
     [[ -d src/content || -d src/layouts || -d src/themes ]]; }   # config.json may be anyone's
@@ -256,7 +257,9 @@ delete_gone() {
   if [[ $bucket ]]; then        # by size alone, it has nothing to upload any more
     aws s3 sync --delete --size-only --only-show-errors site "$target"
   else
-    (cd -- "$target" && xargs -d '\n' rm -f -- <"$work/gone")
+    while IFS= read -r name; do         # unless a new folder has its name by now
+      if [[ ! -d $target/$name ]]; then rm -f -- "$target/$name"; fi
+    done <gone
     find "$target" -mindepth 1 -type d -empty -delete
   fi
 }
@@ -285,13 +288,13 @@ if [[ -s changed || -s gone || -e invalidate ]]; then
   done
   if [[ -s gone ]]; then delete_gone; fi
   report publish "$target"
-  if [[ -e invalidate ]]; then
+  if [[ ${DEPLOY_CLOUDFRONT:-} ]]; then
     aws cloudfront create-invalidation --distribution-id "$DEPLOY_CLOUDFRONT" --paths '/*' >/dev/null
-    rm invalidate
     report purge "CloudFront $DEPLOY_CLOUDFRONT"
   fi
 fi
 mv manifest published
+rm -f invalidate
 bytes=$(cd site && tr '\n' '\0' <../changed | du -bc --files0-from=- | tail -n 1 | cut -f1)
 rm -rf stage
 since=$began

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import html.parser
 import http.client
 import io
 import json
@@ -33,8 +34,10 @@ import textwrap
 import threading
 import time
 import typing
+import unicodedata
 import unittest
 import urllib.parse
+import urllib.request
 
 import boop
 
@@ -881,6 +884,558 @@ class Answers(Case):
         self.open_gate(gate)
 
 
+NOW = 1763938166.12  # 2025-11-23T22:49:26.120Z
+
+
+def deployment(number: int = 7, **changes: typing.Any) -> boop.Deployment:
+    d = boop.Deployment(
+        number=number,
+        status="success",
+        reason=None,
+        trigger="push",
+        repo="https://github.com/ada/site.git",
+        branch="main",
+        commit="3f2a1b9" + "0" * 33,
+        message="Fix the title\n\nIt was wrong.",
+        author="Ada Lovelace",
+        pushes=1,
+        queued_at=NOW - 60,
+        started_at=NOW - 59.5,
+        finished_at=NOW - 56.3,
+        duration=3.2,
+    )
+    return d._replace(**changes)
+
+
+HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\x9b31m\u202eevil\x07\ud800"
+hostile = deployment(
+    status="fail",
+    reason=HOSTILE,
+    repo=HOSTILE,
+    branch=HOSTILE,
+    commit=HOSTILE,
+    message=HOSTILE + "\n\n" + HOSTILE,
+    author=HOSTILE,
+)
+
+
+def columns(text: str) -> int:
+    return sum(
+        0
+        if unicodedata.category(c) in ("Mn", "Me", "Cf")
+        else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
+    )
+
+
+GROUNDS = ("bg", "panel", "line", "hover", "mark")
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2's ratio of #rgb or #rrggbb colours."""
+
+    def luminance(color: str) -> float:
+        digits = color[1:] if len(color) == 7 else "".join(2 * c for c in color[1:])
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        r, g, b = (
+            p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts
+        )
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+class Parsed(html.parser.HTMLParser):
+    """The tags, attributes and links of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: set[str] = set()
+        self.links: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.links += [v or "" for k, v in attrs if k in ("href", "src")]
+
+
+class Records(unittest.TestCase):
+    def test_times_are_rfc_3339_in_utc_with_milliseconds(self) -> None:
+        self.assertEqual(boop.rfc3339(NOW), "2025-11-23T22:49:26.120Z")
+        self.assertEqual(boop.rfc3339(1.9996), "1970-01-01T00:00:02.000Z")
+        self.assertIsNone(boop.rfc3339(None))
+
+    def test_durations_read_well(self) -> None:
+        cases = (0, "0.0 s"), (3.24, "3.2 s"), (9.96, "10 s"), (59.6, "1m 00s")
+        for seconds, text in (*cases, (245, "4m 05s"), (3725, "1h 02m")):
+            self.assertEqual(boop.took(seconds), text)
+
+
+class Text(unittest.TestCase):
+    def test_the_table_is_aligned_and_fits_80_columns(self) -> None:
+        ds = [
+            deployment(1000, message="日本語のページを追加する" * 5, branch="日本/支"),
+            deployment(999, status="fail", reason="long " * 40, author=None),
+            deployment(8, message="e\u0301" * 90 + "\u0301" * 900),
+            deployment(7, message="word " * 40, branch="drafts/newsletter"),
+            deployment(6, status="queued", commit=None, duration=None, message=None),
+            deployment(5, status="inprogress", started_at=NOW - 75, duration=None),
+        ]
+        lines = boop.list_text(ds, NOW).splitlines()
+        self.assertLessEqual(max(map(columns, lines)), 80)
+        rows = [line for line in lines if re.match(r" *\d+ ", line)]
+        at = columns(lines[0].partition("COMMIT")[0])
+        for row, d in zip(rows, ds, strict=True):
+            left = next(i for i in range(len(row)) if columns(row[:i]) >= at)
+            self.assertEqual(row[left : left + 7], (d.commit or " " * 7)[:7])
+        self.assertIn("1m 15s", lines[-1])
+        self.assertIn("(push)", lines[-2])
+
+    def test_a_fail_shows_its_reason(self) -> None:
+        text = boop.list_text([deployment(status="fail", reason="exit status 7")], NOW)
+        self.assertEqual(text.splitlines()[2], "    exit status 7")
+
+    def test_one_branch_stands_in_the_header(self) -> None:
+        self.assertIn("MESSAGE on main\n", boop.list_text([deployment()], NOW))
+
+    def test_no_record_sends_escape_codes_to_a_terminal(self) -> None:
+        text = boop.list_text([hostile, deployment(branch="x\x1b[2J")], NOW)
+        self.assertTrue(text.replace("\n", "").isprintable())
+        self.assertEqual(len(text.splitlines()), 4)
+        text.encode()
+
+    def test_colour_comes_only_if_asked(self) -> None:
+        self.assertNotIn("\x1b", boop.list_text([deployment()], NOW))
+        text = boop.list_text([deployment()], NOW, color=True)
+        self.assertIn("\x1b[32msuccess\x1b[0m", text)
+
+    def test_an_empty_list_says_what_to_do_next(self) -> None:
+        for text in boop.list_text([], NOW), boop.list_html([], NOW):
+            for word in "/deploy", "BOOP_SECRET", "boop.py deploy", "git push":
+                self.assertIn(word, text)
+        self.assertLessEqual(max(map(len, boop.list_text([], NOW).split("\n"))), 80)
+
+
+class Html(unittest.TestCase):
+    def pages(self) -> dict[str, str]:
+        running = deployment(8, status="inprogress", finished_at=None, duration=None)
+        queued = deployment(9, status="queued", started_at=None, finished_at=None)
+        ds = [queued, running, hostile, deployment(6), deployment(5)]
+        return {
+            "list": boop.list_html(ds, NOW),
+            "several": boop.list_html([hostile, deployment(6, repo="/srv/x")], NOW),
+            "empty": boop.list_html([], NOW),
+            "log": boop.log_html(
+                hostile, 6, 8, HOSTILE + "\n\x1b]0;x\x07ok", True, NOW
+            ),
+            "queued": boop.log_html(queued, 8, None, "", False, NOW),
+            "error": boop.error_html(404, "Not <Found>", HOSTILE, "../"),
+        }
+
+    def test_nothing_untrusted_becomes_markup(self) -> None:
+        for name, page in self.pages().items():
+            with self.subTest(name):
+                page.encode()
+                parsed = Parsed(page)
+                self.assertEqual(parsed.tags.count("script"), 1)
+                self.assertNotIn("alert(1)</script>", page)
+                self.assertTrue(page.replace("\n", "").isprintable())
+                self.assertNotIn("style", parsed.attributes)
+                self.assertFalse([a for a in parsed.attributes if a.startswith("on")])
+
+    def test_every_link_is_relative_or_the_forges(self) -> None:
+        for name, page in self.pages().items():
+            for link in Parsed(page).links:
+                with self.subTest(name, link=link):
+                    self.assertRegex(
+                        link,
+                        r"\A(#\w+|\?text|\.?\./(boop\.(css|js))?|\d+(\?text)?|log/\d+"
+                        r"|data:image/svg.*|https://github\.com/ada/site/.*)\Z",
+                    )
+
+    def test_the_title_and_the_icon_show_the_state(self) -> None:
+        for status, glyph in boop.GLYPHS.items():
+            page = boop.list_html([deployment(status=status)], NOW)
+            self.assertIn(f"<title>{glyph} {boop.LABELS[status]} · site", page)
+            self.assertIn(f'href="{boop.favicon(status)}"', page)
+        self.assertEqual(len(set(map(boop.favicon, boop.GLYPHS))), 4)
+
+    def test_a_log_without_javascript_is_plain_text_with_its_end(self) -> None:
+        page = boop.log_html(
+            deployment(), 6, 8, "\x1b[1;31mred\x1b[m\n1%\r9%\r\n<b>", True, NOW
+        )
+        self.assertIn(
+            '<a href="7?text">… the whole log</a>\nred\n9%\n&lt;b&gt;</pre>', page
+        )
+
+    def test_a_fail_says_what_the_site_shows_meanwhile(self) -> None:
+        bad = deployment(8, status="fail", reason="exit status 7")
+        page = boop.list_html([bad, deployment(6, branch="x"), deployment(5)], NOW)
+        self.assertIn('the site shows <a href="log/5">#5</a>', page)
+
+    def test_commits_link_to_the_forge_when_it_is_known(self) -> None:
+        sha = "3f2a1b9" + "0" * 33
+        for repo, url in {
+            "https://github.com/ada/site.git": "https://github.com/ada/site/commit/",
+            "git@github.com:ada/site.git": "https://github.com/ada/site/commit/",
+            "ssh://git@codeberg.org/a/b": "https://codeberg.org/a/b/commit/",
+            "ssh://git@gitea.example.org:2222/a/b": (
+                "https://gitea.example.org/a/b/commit/"
+            ),
+            "https://gitlab.com/a/b/c.git": "https://gitlab.com/a/b/c/-/commit/",
+            "git@bitbucket.org:a/b.git": "https://bitbucket.org/a/b/commits/",
+        }.items():
+            self.assertEqual(boop.commit_url(repo, sha), url + sha)
+        for repo in (
+            "/srv/git/site.git",
+            "https://example.org/a/b",
+            "javascript:alert(1)//github.com/a/b",
+            "https://github.com/a/b?x=<script>",
+            "https://github.com.evil.org/a/b",
+            HOSTILE,
+        ):
+            self.assertIsNone(boop.commit_url(repo, sha))
+        self.assertIsNone(boop.commit_url("https://github.com/a/b", "../../x"))
+
+    def test_colours_have_the_contrast_that_wcag_aa_asks_for(self) -> None:
+        light, dark = boop.BOOP_CSS.split("prefers-color-scheme: dark")
+        for css in light, dark:
+            colors = dict(re.findall(r"--(\w+): (#[0-9a-f]{3,6});", css))
+            for name, color in colors.items():
+                grounds = ["panel"] if re.match(r"c\d", name) else ["panel", "bg"]
+                for ground in grounds if name not in GROUNDS else []:
+                    with self.subTest(name=name, on=colors[ground]):
+                        self.assertGreater(contrast(color, colors[ground]), 4.5)
+
+    def test_a_page_and_its_assets_are_under_30_kb(self) -> None:
+        assets = len((boop.BOOP_CSS + boop.BOOP_JS).encode())
+        for name, page in self.pages().items():
+            self.assertLess(assets + len(page.encode()), 30_000, name)
+
+
+class Programs(unittest.TestCase):
+    def test_the_badge_is_svg_that_shows_the_status(self) -> None:
+        for d, word in (
+            (None, "no deployments"),
+            (deployment(), "success"),
+            (hostile, "failed"),
+        ):
+            self.assertIn(f">{word}</text>", boop.badge_svg(d))
+            self.assertNotIn("alert", boop.badge_svg(d))
+
+    def metrics(self) -> str:
+        totals = boop.NO_TOTALS
+        for d in deployment(), hostile, deployment(duration=None, status="fail"):
+            totals = boop.totals_after(totals, d)
+        ds = [deployment(8, status="queued", finished_at=None), deployment()]
+        return boop.metrics(ds, totals, '1.0"\\\n', "3.11.2")
+
+    def test_metrics_count_what_was_removed_too(self) -> None:
+        text = self.metrics()
+        for line in (
+            'boop_deployments_total{status="success"} 1',
+            'boop_deployments_total{status="fail"} 2',
+            'boop_deployment_duration_seconds_bucket{le="2"} 0',
+            'boop_deployment_duration_seconds_bucket{le="5"} 2',
+            'boop_deployment_duration_seconds_bucket{le="+Inf"} 2',
+            "boop_deployment_duration_seconds_sum 6.4",
+            "boop_deployment_duration_seconds_count 2",
+            "boop_queue_length 1",
+            "boop_running 0",
+            "boop_last_success_timestamp_seconds 1763938109.82",
+        ):
+            self.assertIn(line + "\n", text)
+
+    @unittest.skipUnless(shutil.which("promtool"), "needs Debian's prometheus")
+    def test_promtool_finds_the_metrics_valid(self) -> None:
+        tool("promtool", "Debian's prometheus")
+        for text in (self.metrics(), boop.metrics([], boop.NO_TOTALS, "1", "3.10")):
+            done = subprocess.run(
+                ["promtool", "check", "metrics"],
+                input=text.encode(),
+                capture_output=True,
+                check=False,
+            )
+            self.assertEqual((done.returncode, done.stdout + done.stderr), (0, b""))
+
+
+# A real browser, driven through chromedriver's HTTP protocol (W3C WebDriver).
+
+CHROMIUM_FLAGS = [
+    "--headless",
+    "--no-sandbox",  # root has none
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+class Browser:
+    """One window of headless Chromium; a context manager that ends it."""
+
+    def __init__(self) -> None:
+        self.stack = contextlib.ExitStack()
+        folder = self.stack.enter_context(tempfile.TemporaryDirectory())
+        self.driver = subprocess.Popen(
+            ["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True
+        )
+        self.stack.callback(self.driver.wait)
+        self.stack.callback(self.driver.terminate)
+        assert self.driver.stdout
+        said = next(s for s in self.driver.stdout if "successfully on port" in s)
+        port = said.rstrip(".\n").rpartition(" ")[2]
+        self.url = f"http://127.0.0.1:{port}/session"
+        options = {"args": [*CHROMIUM_FLAGS, f"--user-data-dir={folder}"]}
+        always = {"alwaysMatch": {"goog:chromeOptions": options}}
+        self.url += "/" + self.call("", capabilities=always)["sessionId"]
+        self.stack.callback(self.call, "", "DELETE")
+
+    def call(self, path: str, method: str = "POST", **body: object) -> typing.Any:
+        sent = json.dumps(body).encode() if method == "POST" else None
+        request = urllib.request.Request(self.url + path, sent, method=method)
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)["value"]
+
+    def js(self, code: str, *args: object) -> typing.Any:
+        return self.call("/execute/sync", script=code, args=args)
+
+    def until(self, code: str, seconds: float = 20) -> typing.Any:
+        """Wait in the page until the expression is true; its value."""
+        end = time.monotonic() + seconds
+        while not (value := self.js(f"return {code}")):
+            if time.monotonic() > end:
+                raise AssertionError(f"never true: {code}")
+            time.sleep(0.02)
+        return value
+
+
+class InABrowser(Case):
+    """The pages of a real boop in a real, headless Chromium."""
+
+    browser: Browser
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        tool("chromedriver", "Debian's chromium-driver")
+        cls.browser = Browser()
+        cls.addClassCleanup(cls.browser.stack.close)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.b = self.boop()
+        self.base = f"http://127.0.0.1:{self.b.port}/"
+
+    def deploy(self, script: str, message: str = "Fix typo") -> int:
+        """Queues a deployment that runs the script: its number."""
+        self.b.write_script(script)
+        head = github_push()["head_commit"] | {"message": message}
+        answer = self.b.hook(github_push(head_commit=head))
+        self.b.said(f"deployment {answer.json['deployment']}: push")
+        return answer.json["deployment"]
+
+    def gate_file(self) -> str:
+        """The name of a file, not there yet, that a script waits for."""
+        return tempfile.mktemp(dir=self.folder)
+
+    def wait_for(self, gate: str) -> str:
+        return f"while ! test -e {gate}; do sleep 0.05; done; "
+
+    def open(self, path: str = "") -> Browser:
+        self.browser.call("/url", url="about:blank")
+        self.browser.call("/url", url=self.base + path)
+        return self.browser
+
+    def lines(self) -> list[str]:
+        got = self.browser.js(
+            "return [...document.querySelectorAll('[id^=L]')].map(l => l.textContent)"
+        )
+        return typing.cast("list[str]", got)
+
+    def finish(self) -> None:
+        self.browser.until("!/queued|inprogress/.test(document.body.dataset.status)")
+
+    def test_a_log_is_followed_to_its_end_and_the_tab_says_how_it_went(self) -> None:
+        gate = self.gate_file()
+        n = self.deploy(f"echo one; {self.wait_for(gate)} echo two; exit 7")
+        b = self.open(f"log/{n}")
+        b.until("document.body.innerText.includes('one')")
+        b.until("document.title.startsWith('▶')")
+        self.assertNotIn("two", self.lines())
+        icon = b.js("return document.querySelector('link[rel=icon]').href")
+        pathlib.Path(gate).touch()
+        b.until("document.title.startsWith('✗')")
+        self.assertIn("two", self.lines())
+        self.assertIn("exit status 7", b.js("return said.textContent"))
+        self.assertIn("exit status 7", b.js("return document.body.innerText"))
+        self.assertNotEqual(
+            icon, b.js("return document.querySelector('link[rel=icon]').href")
+        )
+
+    def test_the_list_follows_by_itself(self) -> None:
+        b = self.open()
+        gate = self.gate_file()
+        n = self.deploy(self.wait_for(gate), message="Seen in the list")
+        b.until(f"document.querySelector('.hero a[href=\"log/{n}\"]')")
+        b.until("document.querySelector('.rows time.run')?.textContent === '1 s'")
+        pathlib.Path(gate).touch()
+        b.until("document.title.startsWith('✓')")
+        self.assertIn("Seen in the list", b.js("return document.body.innerText"))
+
+    def test_the_keyboards_place_in_the_list_survives_an_update(self) -> None:
+        n = self.deploy("true")
+        b = self.open()
+        b.until(f"document.querySelector('.rows a[href=\"log/{n}\"]')")
+        b.until("document.title.startsWith('✓')")
+        b.js(f"document.querySelector('.rows a[href=\"log/{n}\"]').focus()")
+        later = self.deploy("true")
+        b.until(f"document.querySelector('.rows a[href=\"log/{later}\"]')")
+        self.assertEqual(
+            b.js(
+                "const a = document.activeElement;"
+                "return [a.getAttribute('href'), !!a.closest('.rows')]"
+            ),
+            [f"log/{n}", True],
+        )
+
+    def test_markup_in_records_and_logs_stays_text(self) -> None:
+        evil = "<img src=x onerror=document.title='owned'><script>alert(1)</script>"
+        n = self.deploy(f'printf "%s\\n" "{evil}"', message=evil)
+        for path in "", f"log/{n}":
+            b = self.open(path)
+            b.until(f"document.body.innerText.includes({json.dumps(evil)})")
+            self.assertEqual(b.js("return document.querySelector('img')"), None)
+            self.assertNotIn("owned", b.js("return document.title"))
+        b.until("[...document.querySelectorAll('#log div')].length > 2")
+        self.assertIn(evil, self.lines())
+
+    def test_the_log_stays_at_the_bottom_unless_scrolled_up(self) -> None:
+        gates = [self.gate_file() for _ in range(2)]
+        n = self.deploy(
+            f"seq 1 3000; {self.wait_for(gates[0])} seq 3001 4000; echo A; "
+            f"{self.wait_for(gates[1])} seq 4001 5000"
+        )
+        b = self.open(f"log/{n}")
+        end = "(scrollY > 999 && scrollY >= document.documentElement.scrollHeight"
+        end += " - innerHeight - 30)"
+        b.until("document.getElementById('L3000')")
+        b.until(end)
+        pathlib.Path(gates[0]).touch()
+        b.until("document.getElementById('L4000')")
+        b.until(end)
+        b.js("scrollTo(0, 500)")
+        b.until("!document.getElementById('end').hidden")
+        pathlib.Path(gates[1]).touch()
+        self.finish()
+        b.until("document.getElementById('L5000')")
+        self.assertEqual(b.js("return scrollY"), 500)
+        b.js("document.getElementById('end').click()")
+        b.until(end)
+
+    def test_a_finished_log_opens_at_its_head(self) -> None:
+        n = self.deploy("seq 1 3000")
+        b = self.open(f"log/{n}")
+        self.finish()
+        b = self.open(f"log/{n}")
+        b.until("document.getElementById('L3000')")
+        self.assertEqual(b.js("return scrollY"), 0)
+
+    def test_a_carriage_return_leaves_the_last_state_of_the_line(self) -> None:
+        gate = self.gate_file()
+        n = self.deploy(
+            f"printf '10%%\\r50%%\\r'; {self.wait_for(gate)} "
+            "printf '100%%\\r\\ndone\\r\\n'; printf 'no end'"
+        )
+        b = self.open(f"log/{n}")
+        b.until("document.querySelector('#log').textContent.includes('50%')")
+        self.assertNotIn("10%", "".join(self.lines()))
+        pathlib.Path(gate).touch()
+        self.finish()
+        self.assertIn("100%", self.lines())
+        self.assertIn("done", self.lines())
+        self.assertNotIn("50%", "".join(self.lines()))
+
+    def test_ansi_colours_are_drawn_and_other_escapes_swallowed(self) -> None:
+        n = self.deploy(
+            r"printf '\033[1;31mred\033[0m \033[38;5;208morange\033[m "
+            r"\033[38;2;1;2;3;4mrgb\033[0m \033[2K\033]0;title\007\033[?25l\033(Bend\n"
+            r"\033[32mover\nlines\033[0m \033[44;97mon\033[0m\n'"
+        )
+        b = self.open(f"log/{n}")
+        self.finish()
+        self.assertIn("red orange rgb end", self.lines())
+        spans = b.js(
+            "return [...document.querySelectorAll('#log span')].map(s => "
+            "[s.textContent, s.className, s.style.cssText])"
+        )
+        self.assertEqual(
+            spans,
+            [
+                ["red", "b f", "--f: var(--c1);"],
+                ["orange", "f", "--f: rgb(255,135,0);"],
+                ["rgb", "f u", "--f: rgb(1,2,3);"],
+                ["over", "f", "--f: var(--c2);"],
+                ["lines", "f", "--f: var(--c2);"],
+                ["on", "g f", "--f: var(--c15); --g: var(--c4);"],
+            ],
+        )
+        red = b.js("return getComputedStyle(document.querySelector('#log .f')).color")
+        self.assertNotEqual(red, b.js("return getComputedStyle(log).color"))
+
+    def test_a_line_link_marks_the_line_and_shows_it(self) -> None:
+        n = self.deploy("seq 1 20000")
+        b = self.open(f"log/{n}#L9000")
+        b.until("document.querySelector('#L9000.on')")
+        self.finish()
+        seen = "(r => r.top > 0 && r.bottom < innerHeight)"
+        b.until(f"{seen}(document.querySelector('.on').getBoundingClientRect())")
+        b.js("document.querySelector('#L9002 a').click()")
+        b.until("document.querySelector('#L9002.on')")
+        self.assertEqual(b.js("return location.hash"), "#L9002")
+        self.assertEqual(b.js("return document.querySelectorAll('.on').length"), 1)
+
+    def test_utf_8_is_whole_wherever_the_stream_is_cut(self) -> None:
+        gate = self.gate_file()
+        n = self.deploy(
+            f"printf 'caf\\303'; {self.wait_for(gate)} printf '\\251 \\360\\237'; "
+            "sleep 0.1; printf '\\216\\211\\n'"
+        )
+        b = self.open(f"log/{n}")
+        b.until("document.querySelector('#log').textContent.includes('caf')")
+        pathlib.Path(gate).touch()
+        self.finish()
+        self.assertIn("café 🎉", self.lines())
+
+    def test_a_log_of_10_mb_does_not_hang_the_browser(self) -> None:
+        n = self.deploy(
+            "seq -f 'line %07.0f of a log that is ten megabytes long' 1 200000"
+        )
+        b = self.open(f"log/{n}")
+        b.until("document.getElementById('L200002')", 60)
+        self.finish()
+
+    def test_one_endless_line_does_not_hang_the_browser(self) -> None:
+        n = self.deploy("head -c 3000000 /dev/zero | tr '\\0' x; echo; echo last")
+        b = self.open(f"log/{n}")
+        self.finish()
+        b.until("[...document.querySelectorAll('#log div')].at(-1)")
+        self.assertIn("last", self.lines())
+        self.assertEqual(len(self.lines()), 4)
+
+    def test_nothing_breaks_the_content_security_policy(self) -> None:
+        n = self.deploy("printf '\\033[38;2;1;2;3mrgb\\n'")
+        for path in "", f"log/{n}":
+            b = self.open(path)
+            b.until("document.readyState === 'complete'")
+            found = b.call("/se/log", type="browser")
+            self.assertEqual([m for m in found if m["level"] == "SEVERE"], [])
+
+
 # --- Settings, start and stop ---------------------------------------------------------
 
 
@@ -1118,6 +1673,282 @@ class WholeWay(Case):
         self.assertEqual(tree(b.state / "public"), {"index.html": b"<h1>Hello</h1>\n"})
         self.assertEqual(b.finished(1)["status"], "success")
         self.assertIn("success", b.get("/").text)
+
+
+# --- Every forge, every trigger -------------------------------------------------------
+
+
+class Forges(Case):
+    """Gitea, Forgejo, GitLab and Bitbucket, with their oddities."""
+
+    def gitea(self, name: str = "Gitea") -> dict:
+        """As Gitea 1.20 sends it: no head_commit, the newest commit first."""
+        push = github_push()
+        push["commits"] = [push.pop("head_commit"), {"id": "0" * 39 + "1"}]
+        return push
+
+    def headers(self, name: str, body: bytes, **more: str | None) -> dict:
+        digest = sign(body)[len("sha256=") :]
+        return {
+            "X_GitHub_Event": "push",
+            f"X_{name}_Event": "push",
+            f"X_{name}_Signature": digest,
+            "X_Hub_Signature_256": None,
+            **more,
+        }
+
+    def test_gitea_and_forgejo_in_json(self) -> None:
+        for name in ("Gitea", "Forgejo"):
+            b = self.boop()
+            body = json.dumps(self.gitea()).encode()
+            answer = b.hook(body, **self.headers(name, body))
+            self.assertEqual(answer.status, 202, answer.text)
+            record = b.finished(1)
+            self.assertEqual(record["message"], "Fix typo")
+            self.assertEqual(record["author"], "Ann Author")
+            self.doCleanups()
+            self.setUp()
+
+    def test_gitea_signs_the_json_also_where_it_sends_a_form(self) -> None:
+        b = self.boop()
+        inner = json.dumps(self.gitea()).encode()
+        form = urllib.parse.urlencode({"payload": inner.decode()}).encode()
+        kind = "application/x-www-form-urlencoded"
+        for more in ({}, {"X_Hub_Signature_256": sign(inner)}):
+            headers = self.headers("Gitea", inner, Content_Type=kind, **more)
+            self.assertEqual(b.hook(form, **headers).status, 202)
+        # but from no other forge, and not for another body
+        self.assertEqual(
+            b.hook(form, Content_Type=kind, X_Hub_Signature_256=sign(inner)).status, 401
+        )
+        headers = self.headers("Gitea", b"{}", Content_Type=kind)
+        self.assertEqual(b.hook(form, **headers).status, 401)
+
+    def test_giteas_empty_signature_header_is_refused(self) -> None:
+        b = self.boop()
+        body = json.dumps(self.gitea()).encode()
+        answer = b.hook(body, **self.headers("Gitea", body, X_Gitea_Signature=""))
+        self.assertEqual(answer.status, 401)
+        self.assertIn("X-Gitea-Signature is empty", answer.json["error"])
+
+    def gitlab(self, **more: object) -> dict:
+        return {
+            "object_kind": "push",
+            "event_name": "push",
+            "ref": "refs/heads/main",
+            "after": "2" * 40,
+            "checkout_sha": "2" * 40,
+            "user_name": "Pusher",
+            "project": {
+                "path_with_namespace": "ann/site",
+                "default_branch": "main",
+                "git_http_url": "https://gitlab.example/ann/site.git",
+            },
+            "commits": [
+                {"id": "1" * 40, "message": "Older [skip ci]", "author": {"name": "X"}},
+                {"id": "2" * 40, "message": "Newest", "author": {"name": "Ann"}},
+            ],
+            **more,
+        }
+
+    def from_gitlab(self, b: Daemon, payload: object, **headers: str | None) -> Answer:
+        headers = {"X_Gitlab_Event": "Push Hook", "X_Gitlab_Token": SECRET, **headers}
+        return b.hook(payload, None, X_Hub_Signature_256=None, **headers)
+
+    def test_gitlab(self) -> None:
+        b = self.boop()
+        self.assertEqual(self.from_gitlab(b, self.gitlab()).status, 202)
+        record = b.finished(1)
+        self.assertEqual(record["repo"], "https://gitlab.example/ann/site.git")
+        self.assertEqual((record["message"], record["author"]), ("Newest", "Ann"))
+        wrong = self.from_gitlab(b, self.gitlab(), X_Gitlab_Token="no")
+        self.assertEqual(wrong.status, 401)
+        self.assertIn("X-Gitlab-Token", wrong.json["error"])
+        gone = self.gitlab(after="0" * 40, checkout_sha=None, commits=[])
+        self.assertIn("deleted", self.from_gitlab(b, gone).json["ignored"])
+        other = self.from_gitlab(b, {}, X_Gitlab_Event="Merge Request Hook")
+        self.assertEqual(other.status, 200)
+        self.assertIn("Merge Request Hook", other.json["ignored"])
+
+    def bitbucket(self, *changes: dict) -> dict:
+        return {
+            "push": {"changes": list(changes)},
+            "repository": {"full_name": "ann/site"},
+        }
+
+    def change(self, name: str, kind: str = "branch", letter: str = "3") -> dict:
+        target = {
+            "hash": letter * 40,
+            "message": "Moved",
+            "author": {"raw": "Ann <a@b>"},
+        }
+        return {"new": {"type": kind, "name": name, "target": target}, "closed": False}
+
+    def from_bitbucket(
+        self, b: Daemon, payload: dict, event: str = "repo:push"
+    ) -> Answer:
+        body = json.dumps(payload).encode()
+        headers = {"X_Event_Key": event, "X_Hub_Signature": sign(body)}
+        return b.hook(body, None, X_Hub_Signature_256=None, **headers)
+
+    def test_bitbucket_takes_the_wanted_one_of_several_changes(self) -> None:
+        b = self.boop(BOOP_BRANCH="main")
+        changes = [self.change("draft", letter="4"), self.change("main")]
+        answer = self.from_bitbucket(b, self.bitbucket(*changes))
+        self.assertEqual(answer.status, 202, answer.text)
+        record = b.finished(1)
+        self.assertEqual(record["commit"], "3" * 40)
+        self.assertEqual(record["author"], "Ann")
+        self.assertEqual(record["repo"], "https://bitbucket.org/ann/site.git")
+        gone = {"new": None, "closed": True, "old": {"type": "branch", "name": "x"}}
+        answer = self.from_bitbucket(b, self.bitbucket(gone, self.change("v1", "tag")))
+        self.assertEqual(answer.status, 200)
+        self.assertIn("deleted", answer.json["ignored"])
+        self.assertIn("tag", answer.json["ignored"])
+        pong = self.from_bitbucket(b, {}, "diagnostics:ping")
+        self.assertEqual((pong.status, list(pong.json)), (200, ["pong"]))
+
+    def test_bitbucket_without_boop_branch_takes_the_repositorys_default(self) -> None:
+        b = self.boop()
+        answer = self.from_bitbucket(b, self.bitbucket(self.change("main")))
+        self.assertIn("BOOP_BRANCH", answer.json["ignored"])
+        b.stop()
+        site(self.folder)
+        b.env["BOOP_REPO"] = str(self.folder / "origin.git")
+        b.start()
+        answer = self.from_bitbucket(b, self.bitbucket(self.change("main")))
+        self.assertEqual(answer.status, 202, answer.text)
+
+    def test_a_forge_that_is_not_known_is_told_what_was_looked_for(self) -> None:
+        b = self.boop()
+        answer = b.hook(github_push(), None)
+        self.assertEqual(answer.status, 400)
+        for header in ("X-GitHub-Event", "X-Gitlab-Event", "X-Event-Key"):
+            self.assertIn(header, answer.json["error"])
+        answer = b.hook(github_push(), X_Hub_Signature_256=None)
+        self.assertEqual(answer.status, 401)
+        for header in ("X-Hub-Signature-256", "X-Gitlab-Token"):
+            self.assertIn(header, answer.json["error"])
+
+    def test_a_skip_marker_in_the_newest_message_is_honoured(self) -> None:
+        b = self.boop()
+        head = github_push()["head_commit"]
+        for marker in ("[skip ci]", "[ci skip]", "[no ci]", "[skip deploy]"):
+            message = {"message": f"Edit\n\n{marker} now"}
+            answer = b.hook(github_push(head_commit=head | message))
+            self.assertEqual(answer.status, 200)
+            self.assertIn(marker, answer.json["ignored"])
+        message = {"message": "Document skip ci"}
+        self.assertEqual(b.hook(github_push(head_commit=head | message)).status, 202)
+
+    def test_a_skipped_tip_is_not_caught_up_with_either(self) -> None:
+        checkout = site(self.folder)
+        b = self.boop(BOOP_REPO=str(self.folder / "origin.git"))
+        b.said("deployment 1: success")
+        tip = commit(checkout, {"a": "b"}, "Edit [skip ci]")
+        git(checkout, "push", "-q", "origin", "main")
+        head = github_push()["head_commit"] | {"message": "Edit [skip ci]", "id": tip}
+        answer = b.hook(github_push(commit=tip, head_commit=head))
+        self.assertEqual(answer.status, 200)
+        b.restart()
+        commit(checkout, {"a": "c"}, "And go on")
+        git(checkout, "push", "-q", "origin", "main")
+        b.process.send_signal(signal.SIGHUP)
+        b.said("deployment 2: success")
+        self.assertEqual(len(b.records()), 2)
+
+
+class ByHand(Case):
+    """`boop.py deploy [COMMIT]` and the signed request behind it."""
+
+    def ask(self, b: Daemon, *argv: str, **env: str) -> tuple[int, str, str]:
+        """Runs the command beside a running boop: status, stdout, stderr."""
+        done = subprocess.run(
+            [sys.executable, str(HERE / "boop.py"), "deploy", *argv],
+            env={**b.env, "BOOP_PORT": str(b.port), **env},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
+        self.assertNotIn("Traceback", done.stderr)
+        return done.returncode, done.stdout, done.stderr
+
+    def boop_with_site(self, script: str, **env: str) -> tuple[Daemon, pathlib.Path]:
+        checkout = site(self.folder)
+        b = self.boop(script, BOOP_REPO=str(self.folder / "origin.git"), **env)
+        b.said("deployment 1: (success|fail)")
+        b.finished(1)
+        return b, checkout
+
+    def test_it_prints_the_log_and_exits_by_the_result(self) -> None:
+        b, checkout = self.boop_with_site(
+            'echo "exact=$BOOP_EXACT"; exit $((BOOP_NUMBER > 2))'
+        )
+        status, out, err = self.ask(b)
+        self.assertEqual((status, err), (0, ""))
+        self.assertEqual(out, b.log(2))
+        self.assertIn("exact=\n", out)
+        record = b.record(2)
+        self.assertEqual((record["trigger"], record["pushes"]), ("manual", 0))
+        self.assertEqual(record["commit"], git(checkout, "rev-parse", "HEAD"))
+        status, out, err = self.ask(b)
+        self.assertEqual((status, err), (1, ""))
+        self.assertIn("boop: fail after ", out)
+
+    def test_errors_are_one_line(self) -> None:
+        b, _ = self.boop_with_site("exit 0")
+        for argv, env, words in (
+            ((), {"BOOP_SECRET": "wrong"}, "401"),
+            ((), {"BOOP_SECRET": ""}, "BOOP_SECRET"),
+            (("abc",), {}, "not a full commit id"),
+            ((), {"BOOP_PORT": "1"}, "does not answer"),
+        ):
+            status, out, err = self.ask(b, *argv, **env)
+            self.assertNotEqual(status, 0)
+            self.assertEqual((out, len(err.splitlines())), ("", 1), err)
+            self.assertIn(words, err)
+
+    def test_a_rollback_holds_until_the_branch_moves(self) -> None:
+        b, checkout = self.boop_with_site('echo "$BOOP_COMMIT$BOOP_EXACT" > ../live')
+        old = git(checkout, "rev-parse", "HEAD")
+        new = commit(checkout, {"a": "new"})
+        git(checkout, "push", "-q", "origin", "main")
+        b.finished(b.push(new))
+        self.assertEqual(self.ask(b, old)[0], 0)
+        self.assertEqual((b.state / "live").read_text(), f"{old}1\n")
+        b.restart()
+        b.process.send_signal(signal.SIGHUP)
+        newer = commit(checkout, {"a": "newer"})
+        git(checkout, "push", "-q", "origin", "main")
+        b.process.send_signal(signal.SIGHUP)
+        b.said("deployment 4: success")
+        self.assertEqual((b.state / "live").read_text(), f"{newer}\n")
+        self.assertEqual(b.records()[0]["trigger"], "catch-up")
+
+    def test_a_rollback_and_the_tip_do_not_share_a_deployment(self) -> None:
+        gate = self.gate()
+        b, checkout = self.boop_with_site(f"[ $BOOP_NUMBER = 1 ] || read < {gate}")
+        tip = git(checkout, "rev-parse", "HEAD")
+        by_hand = [b.hook({}, None).json["deployment"]]
+        b.said("deployment 2: manual")
+        by_hand += [b.hook({"commit": tip}, None).json["deployment"] for _ in range(2)]
+        by_hand += [b.hook({}, None).json["deployment"], b.push()]
+        self.assertEqual(by_hand, [2, 3, 3, 4, 4])
+        for number in (2, 3, 4):
+            self.open_gate(gate)
+            b.finished(number)
+
+    def test_what_is_no_request_by_hand_is_refused(self) -> None:
+        b, _ = self.boop_with_site("exit 0")
+        for payload in ({"commit": "abc"}, {"commit": None}, {"commit": 1}, {"x": 1}):
+            self.assertEqual(b.hook(payload, None).status, 400)
+        b.stop()
+        b.env["BOOP_REPO"] = ""
+        b.start()
+        answer = b.hook({}, None)
+        self.assertEqual(answer.status, 400)
+        self.assertIn("BOOP_REPO", answer.json["error"])
 
 
 if __name__ == "__main__":
