@@ -1612,12 +1612,10 @@ class Runner:
             self.grown,
         )
         log.line(_first_line(deployment))
-        say(_first_line(deployment))
         if deployment.trigger == "manual" or (deployment.exact and not deployment.tip):
             tip = self._origin.tip(deployment.branch) or None
             commit = deployment.commit or (None if deployment.exact else tip)
             deployment = self._deployments.note(number, tip=tip, commit=commit)
-        self._report(deployment)
         reason = self._script(deployment, log)
         seconds = self._clock() - begun
         outcome = f"fail after {took(seconds)}: {reason}" if reason else ""
@@ -1629,6 +1627,8 @@ class Runner:
 
     def _script(self, deployment: Deployment, log: Log) -> str | None:
         """Runs the script; why it failed, or None."""
+        if self._stop:
+            return f"{INTERRUPTED}: boop was stopped"
         work = os.path.join(self._deployments.folder, "work")
         try:
             os.makedirs(work, exist_ok=True)
@@ -1645,8 +1645,9 @@ class Runner:
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or str(error)
             return f"cannot run {self._settings.script}: {why}"
-        self._deployments.note(deployment.number)  # while the script is under way
-        try:
+        try:  # the script is under way: now the rest of what its start means
+            self._report(self._deployments.note(deployment.number))
+            say(_first_line(deployment))
             why_ended = self._watch(script, log)
         finally:
             assert script.stdout

@@ -13,11 +13,14 @@ wait has a limit only so that a broken boop fails the test instead of hanging it
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import fcntl
 import hashlib
 import hmac
 import html.parser
 import http.client
+import http.server
 import io
 import json
 import os
@@ -1436,6 +1439,198 @@ class InABrowser(Case):
             self.assertEqual([m for m in found if m["level"] == "SEVERE"], [])
 
 
+class Following(Case):
+    """`?follow`, in curl and below it."""
+
+    def follow(self, b: Daemon, path: str) -> socket.socket:
+        """A connection that follows; its response head has been read."""
+        s = socket.create_connection(("127.0.0.1", b.port), LIMIT_S)
+        self.addCleanup(s.close)
+        s.sendall(f"GET {path}?follow HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += s.recv(1)
+        self.assertTrue(head.startswith(b"HTTP/1.1 200 "), head)
+        return s
+
+    def until_line(self, s: socket.socket, line: bytes) -> bytes:
+        data = b""
+        while line not in data:
+            part = s.recv(65536)
+            self.assertTrue(part, f"ended before {line!r}: {data!r}")
+            data += part
+        return data
+
+    def test_lines_come_as_they_are_written_and_boops_last_line_ends_it(self) -> None:
+        gate = self.gate()
+        b = self.boop(f"echo one; read < {gate}; echo two; read < {gate}; echo three")
+        number = b.push()
+        s = self.follow(b, f"/log/{number}")
+        first = self.until_line(s, b"one\n")
+        self.open_gate(gate)
+        self.until_line(s, b"two\n")
+        self.open_gate(gate)
+        rest = read_all(s)
+        self.assertTrue(first.startswith(b"boop: deployment 1: push"))
+        self.assertRegex(rest, rb"^three\nboop: success in .*\n$")
+
+    def test_a_queued_deployment_is_waited_for(self) -> None:
+        gate = self.gate()
+        b = self.boop(f"echo number $BOOP_NUMBER; read < {gate}")
+        b.push()
+        b.said("deployment 1: push")
+        s = self.follow(b, f"/log/{b.push()}")
+        self.open_gate(gate)
+        self.until_line(s, b"number 2\n")
+        self.open_gate(gate)
+        self.assertIn(b"boop: success", read_all(s))
+
+    def test_fifty_follow_and_those_who_leave_cost_nothing(self) -> None:
+        gate = self.gate()
+        b = self.boop(f"echo first; read < {gate}; seq 1000; read < {gate}")
+        b.push()
+        b.said("deployment 1: push")
+        before = descriptors(b.process.pid)
+        stay = [self.follow(b, "/log/1") for _ in range(25)]
+        leave = [self.follow(b, "/log/1") for _ in range(25)]
+        for s in stay + leave:
+            self.until_line(s, b"first\n")
+        threads = int(re.search(r"Threads:\s+(\d+)", status_of(b.process.pid))[1])
+        self.assertLess(threads, 20)  # and not one for each
+        for s in leave:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            s.close()  # by a reset
+        self.open_gate(gate)
+        for s in stay:
+            self.until_line(s, b"\n1000\n")
+        self.open_gate(gate)
+        logs = {read_all(s) for s in stay}
+        self.assertEqual(len(logs), 1)
+        b.finished(1)
+        until(lambda: descriptors(b.process.pid) <= before, "descriptors given back")
+
+    def test_a_follower_that_does_not_read_holds_nobody_up(self) -> None:
+        gate = self.gate()
+        b = self.boop(f"read < {gate}; seq 2000000")
+        b.push()
+        idle = self.follow(b, "/log/1")
+        self.open_gate(gate)
+        self.assertEqual(b.finished(1)["status"], "success")
+        self.assertTrue(read_all(idle).endswith(b.get("/log/1").body[-1000:]))
+
+    def test_the_list_tells_each_change(self) -> None:
+        b = self.boop()
+        s = self.follow(b, "/")
+        b.push()
+        told = self.until_line(s, b"1 success main 11111111\n")
+        self.assertIn(b"1 queued main 11111111\n", told)
+        self.assertIn(b"1 inprogress main 11111111\n", told)
+
+    def test_stopping_ends_what_is_followed(self) -> None:
+        b = self.boop("echo here; sleep 1000")
+        b.push()
+        s = self.follow(b, "/log/1")
+        self.until_line(s, b"here\n")
+        listing = self.follow(b, "/")
+        b.stop()
+        self.assertIn(b"interrupted: boop was stopped\n", read_all(s))
+        read_all(listing)
+
+
+def descriptors(pid: int) -> int:
+    """How many files a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+class Caching(Case):
+    """ETags, headers, a password."""
+
+    def test_the_list_and_finished_logs_are_sent_once(self) -> None:
+        b = self.boop("echo hello")
+        b.deploy()
+        for path in ("/", "/log/1", "/boop.css", "/boop.js"):
+            for accept in ("text/html", "text/plain", "application/json"):
+                first = b.get(path, accept)
+                tag = first.headers["ETag"]
+                if not tag:
+                    continue
+                again = b.get(path, accept, If_None_Match=f'"x", W/{tag}, {tag}')
+                self.assertEqual((again.status, again.body), (304, b""), path)
+                self.assertEqual(again.headers["ETag"], tag)
+        self.assertIn("max-age", b.get("/log/1").headers["Cache-Control"])
+        self.assertNotIn("max-age", b.get("/log/latest").headers["Cache-Control"])
+        tag = b.get("/").headers["ETag"]
+        b.deploy()
+        self.assertEqual(b.get("/", If_None_Match=tag).status, 200)
+
+    def test_a_log_of_100_mb_is_whole_for_all_and_costs_no_memory(self) -> None:
+        b = self.boop("yes 0123456789 | head -c 100000000", BOOP_LOG_LIMIT="200000000")
+        b.deploy()
+        before = resident_kb(b.process.pid)
+        sizes: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+        def read() -> None:
+            sizes.put(len(b.get("/log/1").body))
+
+        threads = [threading.Thread(target=read) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertGreater(sizes.get(), 100_000_000)
+        self.assertLess(resident_kb(b.process.pid) - before, 4000)
+
+    def test_pages_are_strict(self) -> None:
+        b = self.boop()
+        b.deploy()
+        for path in ("/", "/log/1", "/nowhere", "/badge.svg"):
+            headers = b.get(path, "text/html").headers
+            policy = headers["Content-Security-Policy"]
+            self.assertIn("default-src 'none'", policy)
+            self.assertNotIn("unsafe", policy)
+            self.assertEqual(headers["X-Content-Type-Options"], "nosniff")
+            self.assertEqual(headers["Referrer-Policy"], "no-referrer")
+
+    def test_the_password_guards_what_it_should(self) -> None:
+        b = self.boop(BOOP_PASSWORD="pässword")
+        b.push()
+        for path in ("/", "/log/1", "/log/1?follow", "/metrics", "/?follow"):
+            for login in ("", "Basic", "Basic !", "Basic " + "QTpi", "Bearer x"):
+                answer = b.get(path, Authorization=login)
+                self.assertEqual(answer.status, 401, (path, login))
+                self.assertIn("Basic", answer.headers["WWW-Authenticate"])
+        for path in ("/healthz", "/badge.svg", "/boop.css"):
+            self.assertEqual(b.get(path).status, 200)
+        for user in ("", "any"):
+            login = base64.b64encode(f"{user}:pässword".encode()).decode()
+            self.assertEqual(b.get("/", Authorization=f"Basic {login}").status, 200)
+
+    def test_the_badge_and_the_metrics_follow_what_happens(self) -> None:
+        b = self.boop("exit $((BOOP_NUMBER - 1))")
+        self.assertIn("no deployments", b.get("/badge.svg").text)
+        b.deploy()
+        self.assertIn("success", b.get("/badge.svg").text)
+        b.deploy()
+        badge = b.get("/badge.svg")
+        self.assertIn("failed", badge.text)
+        self.assertEqual(badge.headers["Content-Type"].split(";")[0], "image/svg+xml")
+        self.assertEqual(badge.headers["Cache-Control"], "no-store")
+        text = b.get("/metrics").text
+        self.assertIn('boop_deployments_total{status="success"} 1\n', text)
+        self.assertIn('boop_deployments_total{status="fail"} 1\n', text)
+
+    def test_retention_keeps_the_newest_and_never_reuses_a_number(self) -> None:
+        b = self.boop("echo $BOOP_NUMBER", BOOP_KEEP="3")
+        for _ in range(5):
+            b.deploy()
+        self.assertEqual([d["number"] for d in b.records()], [5, 4, 3])
+        left = sorted(p.name for p in b.state.iterdir() if p.is_file())
+        self.assertEqual(left, [f"{n}.{e}" for n in (3, 4, 5) for e in ("json", "log")])
+        self.assertEqual(b.get("/log/1").status, 404)
+        b.restart()
+        self.assertEqual(b.push(), 6)
+
+
 # --- Settings, start and stop ---------------------------------------------------------
 
 
@@ -1601,8 +1796,9 @@ HUGO_SITE = {
 }
 
 
-def tree(folder: pathlib.Path) -> dict[str, bytes]:
+def tree(folder: pathlib.Path | str) -> dict[str, bytes]:
     """Every file below a folder, with its bytes."""
+    folder = pathlib.Path(folder)
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -1620,9 +1816,9 @@ class WholeWay(Case):
         subprocess.run(run, cwd=clone, check=True, stdout=subprocess.DEVNULL)
         return tree(self.folder / "built")
 
-    def push(self, b: Daemon, checkout: pathlib.Path, **files: str) -> None:
+    def push(self, b: Daemon, checkout: pathlib.Path, files: dict[str, str]) -> None:
         """Commits, pushes, and delivers what GitHub would; waits for the end."""
-        tip = commit(checkout, {k.replace("__", "/"): v for k, v in files.items()})
+        tip = commit(checkout, files)
         git(checkout, "push", "-q", "origin", "main")
         record = b.finished(b.push(tip))
         self.assertEqual(record["status"], "success", b.log(record["number"]))
@@ -1637,10 +1833,10 @@ class WholeWay(Case):
         b.said("deployment 1: (success|fail)")
         public = b.state / "public"
         self.assertEqual(tree(public), self.built(checkout), b.log(1))
-        self.push(b, checkout, content__two="x", content__posts__two="no page")
+        self.push(b, checkout, {"content/two.md": "---\ntitle: 2\n---\n2"})
         commit(checkout, {"content/posts/three.md": "---\ntitle: 3\n---\n3"})
         git(checkout, "rm", "-q", "content/posts/one.md")
-        self.push(b, checkout, static__new="new")
+        self.push(b, checkout, {"static/new.css": "new"})
         self.assertEqual(tree(public), self.built(checkout))
         self.assertNotIn("posts/one/index.html", tree(public))
 
@@ -1951,5 +2147,1487 @@ class ByHand(Case):
         self.assertIn("BOOP_REPO", answer.json["error"])
 
 
+# --- deploy.sh ------------------------------------------------------------------------
+
+DEPLOY = HERE / "deploy.sh"
+PASSWORD = "s3cr:et%pass"  # a password that needs "%" codes in a URL
+
+
+class Repository:
+    """A git repository that a test writes into."""
+
+    def __init__(self, path, environment):
+        self.path, self.environment = pathlib.Path(path), environment
+        self.path.mkdir(parents=True)
+        self.git("init", "-q", "-b", "main")
+
+    def git(self, *arguments):
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=self.path,
+            env=self.environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+
+    def write(self, files):
+        for name, content in files.items():
+            path = self.path / name
+            if content is None:
+                path.unlink()
+                with contextlib.suppress(OSError):
+                    path.parent.rmdir()
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(
+                content if isinstance(content, bytes) else content.encode()
+            )
+
+    def commit(self, message="Change", files=None, date="2024-05-06T07:08:09Z"):
+        self.write(files or {})
+        self.git("add", "-A")
+        self.environment.update(GIT_AUTHOR_DATE=date, GIT_COMMITTER_DATE=date)
+        self.git("commit", "-q", "--allow-empty", "-m", message)
+        return self.git("rev-parse", "HEAD")
+
+
+BLOG = {
+    "hugo.toml": 'baseURL = "https://example.org/"\ntitle = "Site"\nenableGitInfo = true\n',
+    "config.toml": 'baseURL = "https://example.org/"\ntitle = "Site"\nenableGitInfo = true\n',
+    "layouts/_default/single.html": '{{ $c := resources.Get "app.css" | fingerprint }}<link href="{{ $c.RelPermalink }}">'
+    "<h1>{{ .Title }}</h1>{{ .Lastmod }} {{ with .GitInfo }}{{ .Subject }}{{ end }}"
+    "{{ .Content }}",
+    "layouts/_default/list.html": "{{ range .Pages }}<a href='{{ .RelPermalink }}'>{{ .Title }}</a>{{ end }}",
+    "layouts/index.html": "{{ range .Site.RegularPages }}<a href='{{ .RelPermalink }}'>{{ .Title }}</a>{{ end }}",
+    "assets/app.css": "body { color: black }",
+    "static/robots.txt": "User-agent: *\n",
+    "content/post/one.md": "---\ntitle: One\ndate: 2024-01-01\n---\nFirst text\n",
+    "content/post/two.md": "---\ntitle: Two\ndate: 2024-01-02\n---\nSecond text\n",
+}
+
+
+class DeployCase(unittest.TestCase):
+    """A folder, a repository and a way to run deploy.sh, for each test its own."""
+
+    def setUp(self):
+        holder = tempfile.TemporaryDirectory()
+        self.addCleanup(holder.cleanup)
+        self.folder = pathlib.Path(holder.name).resolve()
+        self.bin = self.folder / "bin"
+        self.bin.mkdir()
+        home = self.folder / "home"
+        home.mkdir()
+        (home / ".gitconfig").write_text(
+            "[user]\nname = Ann\nemail = ann@example.org\n"
+            '[protocol "file"]\nallow = always\n'
+        )
+        self.environment = {
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "HOME": str(home),
+            "TZ": "UTC",
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "PYENV_ROOT": os.path.expanduser("~/.pyenv"),  # an aws that is a shim of it
+        }
+        self.repository = self.new_repository("repository")
+        self.state = self.folder / "state"
+        self.target = self.state / "public"
+        self.settings = {
+            "BOOP_REPO": str(self.repository.path),
+            "BOOP_STATE": str(self.state),
+        }
+
+    def new_repository(self, name):
+        return Repository(self.folder / name, dict(self.environment))
+
+    def start(self, cwd=None, **settings):
+        environment = {**self.environment, **self.settings, **settings}
+        environment = {
+            name: str(value) for name, value in environment.items() if value is not None
+        }
+        return subprocess.Popen(
+            [DEPLOY],
+            cwd=cwd or self.folder,
+            env=environment,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def run_it(self, status=0, **settings):
+        with self.start(**settings) as process:
+            output = process.communicate(timeout=120)[0]
+        self.assertEqual(bool(process.returncode), bool(status), output)
+        return output
+
+    def wrap(self, program, line):
+        """Put a line of shell before a program that deploy.sh calls."""
+        real = shutil.which(program)
+        (self.bin / program).write_text(f'#!/bin/bash\n{line}\nexec {real} "$@"\n')
+        (self.bin / program).chmod(0o755)
+
+    def hugo_makes(self, commit="HEAD"):
+        clone = pathlib.Path(tempfile.mkdtemp(dir=self.folder))
+        self.repository.git(
+            "clone", "-q", "--recurse-submodules", ".", str(clone / "src")
+        )
+        for words in (
+            ["git", "checkout", "-q", commit],
+            ["hugo", "--quiet", "--destination", clone / "out"],
+        ):
+            subprocess.run(
+                words,
+                cwd=clone / "src",
+                check=True,
+                env=self.environment,
+                capture_output=True,
+            )
+        return tree(clone / "out")
+
+
+class DeployToFolder(DeployCase):
+    """Publishing to a folder, and all that does not depend on the target."""
+
+    def hugo_site(self):
+        tool("hugo", "hugo")
+        self.repository.commit("Start", BLOG, "2024-02-03T04:05:06Z")
+
+    def plain(self, count=3):
+        self.repository.commit(
+            "Start", {f"p{n}.html": f"page {n}" for n in range(count)}
+        )
+
+    def test_what_is_published_is_byte_for_byte_what_hugo_makes_with_gits_dates(self):
+        self.hugo_site()
+        self.repository.commit(
+            "Later",
+            {"content/post/two.md": "---\ntitle: Two\n---\nNew\n"},
+            "2024-03-04T05:06:07Z",
+        )
+        self.run_it()
+        self.assertEqual(tree(self.target), self.hugo_makes())
+        self.assertIn(b"2024-02-03 04:05:06", tree(self.target)["post/one/index.html"])
+        self.assertIn(b"2024-03-04 05:06:07", tree(self.target)["post/two/index.html"])
+        for _ in range(2):
+            self.repository.commit(
+                "Again", {"content/post/one.md": "---\ntitle: I\n---\nX\n"}
+            )
+            self.run_it()
+            self.assertEqual(tree(self.target), self.hugo_makes())
+
+    def test_an_edit_of_the_same_size_is_published_and_no_other_file_is_touched(self):
+        self.plain()
+        self.run_it()
+        before = {path.name: path.stat().st_mtime_ns for path in self.target.iterdir()}
+        self.repository.commit("Edit", {"p1.html": "PAGE 1"})
+        output = self.run_it()
+        after = {path.name: path.stat().st_mtime_ns for path in self.target.iterdir()}
+        self.assertEqual(tree(self.target)["p1.html"], b"PAGE 1")
+        self.assertEqual(
+            [name for name in after if after[name] != before[name]], ["p1.html"]
+        )
+        self.assertIn("1 uploaded (6B), 0 deleted, 2 unchanged", output)
+
+    def test_a_deleted_post_goes_from_the_target_and_its_empty_folder_too(self):
+        self.hugo_site()
+        self.run_it()
+        self.repository.commit("Less", {"content/post/one.md": None})
+        self.assertIn(" 1 deleted", self.run_it())
+        self.assertEqual(tree(self.target), self.hugo_makes())
+        self.assertFalse((self.target / "post/one").exists())
+
+    def test_assets_are_placed_before_pages_and_deletions_come_last(self):
+        self.repository.commit(
+            "Old", {"index.html": "old", "old.css": "o", "old.html": "o"}
+        )
+        self.run_it()
+        seen = self.folder / "seen"
+        look = f'(cd {self.target} && echo "$(echo *) = $(cat index.html)") >>{seen}'
+        for program in ("cp", "rm", "mv"):
+            self.wrap(program, look)
+        self.repository.commit(
+            "New",
+            {"index.html": "new", "new.css": "n", "old.css": None, "old.html": None},
+        )
+        self.run_it()
+        states = list(dict.fromkeys(seen.read_text().split("\n")))
+        self.assertEqual(
+            states,
+            [
+                "index.html old.css old.html = old",
+                "index.html new.css old.css old.html = old",
+                "index.html new.css old.css old.html = new",
+                "index.html new.css old.html = new",
+                "index.html new.css = new",
+                "",
+            ],
+        )
+
+    def test_a_file_is_never_seen_half_written(self):
+        self.plain()
+        self.run_it()
+        with open(self.target / "p1.html") as reader:  # a visitor, in the middle of it
+            self.repository.commit("Edit", {"p1.html": "longer than it was before"})
+            self.run_it()
+            self.assertEqual(reader.read(), "page 1")
+        self.assertEqual(os.stat(self.target / "p1.html").st_nlink, 1)
+
+    def test_a_file_may_become_a_folder_and_a_folder_a_file(self):
+        self.repository.commit("One", {"a": "file", "b/c.html": "page", "k.html": "k"})
+        self.run_it()
+        self.repository.commit("Two", {"a": None, "b/c.html": None})
+        self.repository.commit("Two", {"a/d.html": "page", "b": "file"})
+        self.run_it()
+        self.assertEqual(
+            tree(self.target), {"a/d.html": b"page", "b": b"file", "k.html": b"k"}
+        )
+
+    def test_an_empty_site_is_refused_unless_forced(self):
+        self.plain()
+        self.run_it()
+        self.repository.git("rm", "-q", "*.html")
+        self.repository.commit("Nothing")
+        self.assertIn("the site is empty", self.run_it(status=1))
+        self.assertEqual(len(tree(self.target)), 3)
+        self.run_it(DEPLOY_FORCE=1)
+        self.assertEqual(tree(self.target), {})
+
+    def test_a_hugo_site_without_any_page_is_refused(self):
+        self.hugo_site()
+        self.run_it()
+        self.repository.git("rm", "-qr", "layouts")  # as a theme that was not cloned
+        self.repository.commit("No theme")
+        self.assertIn("no page", self.run_it(status=1))
+        self.assertIn("index.html", tree(self.target))
+
+    def test_losing_more_than_half_of_more_than_twenty_files_is_refused_unless_forced(
+        self,
+    ):
+        self.plain(24)
+        self.run_it()
+        self.repository.git("rm", "-q", *(f"p{n}.html" for n in range(12)))
+        self.repository.commit("Half")
+        self.run_it()
+        self.assertEqual(len(tree(self.target)), 12)
+        self.plain(24)
+        self.run_it()
+        self.repository.git("rm", "-q", *(f"p{n}.html" for n in range(13)))
+        self.repository.commit("More than half")
+        for _ in range(2):  # and it does not wear off
+            self.assertIn("delete 13 of the 24", self.run_it(status=1))
+        self.assertEqual(len(tree(self.target)), 24)
+        self.run_it(DEPLOY_FORCE=1)
+        self.assertEqual(len(tree(self.target)), 11)
+
+    def test_a_failed_clone_or_build_publishes_nothing_and_fails(self):
+        self.hugo_site()
+        self.run_it()
+        before = tree(self.target)
+        output = self.run_it(status=1, BOOP_REPO=self.folder / "nowhere")
+        self.assertIn("cannot fetch", output)
+        self.assertIn("does not appear to be a git repository", output)
+        self.assertIn("cannot fetch", self.run_it(status=1, BOOP_BRANCH="nope"))
+        self.repository.commit("Typo", {"layouts/index.html": "{{ .Nope }"})
+        output = self.run_it(status=1)
+        self.assertRegex(output, "index.html:1")
+        self.assertIn("hugo failed: exit status", output)
+        self.assertEqual(tree(self.target), before)
+
+    def test_a_submodule_that_cannot_be_fetched_fails_the_deployment(self):
+        self.plain()
+        self.run_it()
+        theme = self.new_repository("theme")
+        theme.commit("Theme", {"t.html": "t"})
+        self.repository.git("submodule", "--quiet", "add", str(theme.path), "theme")
+        self.repository.commit("Theme")
+        shutil.rmtree(theme.path)
+        self.run_it(status=1)
+        self.assertEqual(len(tree(self.target)), 3)
+
+    def test_without_hugo_a_hugo_site_says_what_to_install(self):
+        self.repository.commit("Start", BLOG)
+        for folder in ("/usr/bin", "/bin"):
+            for path in pathlib.Path(folder).iterdir():
+                if path.name != "hugo" and not (self.bin / path.name).exists():
+                    (self.bin / path.name).symlink_to(path)
+        output = self.run_it(status=1, PATH=self.bin)
+        self.assertIn("apt install hugo", output)
+        self.assertFalse(tree(self.state / "public"))
+
+    def test_hugos_warnings_are_in_the_log_and_its_table_is_not(self):
+        self.hugo_site()
+        self.repository.commit(
+            "Warn", {"layouts/index.html": '{{ warnf "look here" }}x'}
+        )
+        output = self.run_it()
+        self.assertIn("look here", output)
+        self.assertNotIn("|", output)
+
+    def test_a_repository_without_hugo_is_published_as_it_is_without_git(self):
+        theme = self.new_repository("theme")
+        theme.commit("Theme", {"t.css": "t"})
+        self.repository.git("submodule", "--quiet", "add", str(theme.path), "theme")
+        self.repository.commit(
+            "Start",
+            {
+                "index.html": "x",
+                ".well-known/a": "b",
+                "config.json": "{}",
+                "-dash ü.html": "y",
+            },
+        )
+        umask = os.umask(0o077)
+        self.addCleanup(os.umask, umask)
+        self.run_it()
+        self.assertEqual(
+            tree(self.target),
+            {
+                "index.html": b"x",
+                ".well-known/a": b"b",
+                "config.json": b"{}",
+                "-dash ü.html": b"y",
+                "theme/t.css": b"t",
+            },
+        )
+        for path in self.target.rglob("*"):
+            self.assertEqual(
+                path.stat().st_mode & 0o777, 0o755 if path.is_dir() else 0o644
+            )
+        self.assertEqual((self.state / "work").stat().st_mode & 0o777, 0o700)
+
+    def test_a_symbolic_link_leads_nobody_out_of_the_repository(self):
+        (self.folder / "secret").write_text("SECRET")
+        links = {
+            "abs": "/etc/passwd",
+            "rel": "../../../secret",
+            "git": "../.git/config",
+            "dir": str(self.folder),
+            "hop": "abs",
+        }
+        for hugo in (False, True):
+            folder = self.repository.path / "static"
+            folder.mkdir(exist_ok=True)
+            for name, to in links.items():
+                (folder / name).unlink(missing_ok=True)
+                (folder / name).symlink_to(to)
+            (folder / "real.txt").write_text("real")
+            (folder / "within.txt").unlink(missing_ok=True)
+            (folder / "within.txt").symlink_to("real.txt")
+            if hugo:
+                tool("hugo", "hugo")
+                self.repository.write(BLOG)
+                (self.repository.path / "content/post/leak.md").symlink_to(
+                    "/etc/passwd"
+                )
+                (self.repository.path / "content/more").symlink_to(self.folder)
+            self.repository.commit("Links")
+            output = self.run_it(DEPLOY_FORCE=1)
+            everything = tree(self.target)
+            for name in links:
+                self.assertIn(f"static/{name} leads out", output)
+                self.assertFalse(
+                    [key for key in everything if key.split("/")[-1] == name]
+                )
+            for content in everything.values():
+                self.assertNotRegex(content, b"SECRET|root:|\\[core\\]")
+            self.assertEqual(
+                everything["within.txt" if hugo else "static/within.txt"], b"real"
+            )
+
+    def test_it_works_in_its_own_folder_wherever_it_is_started(self):
+        self.plain()
+        other = self.new_repository("other")
+        other.commit("Mine", {"mine.html": "mine"})
+        (other.path / "mine.html").write_text("not committed")
+        self.run_it(
+            cwd=other.path,
+            GIT_DIR=other.path / ".git",
+            GIT_WORK_TREE=other.path,
+            GIT_INDEX_FILE=other.path / ".git/index",
+            CDPATH=other.path,
+        )
+        self.assertEqual((other.path / "mine.html").read_text(), "not committed")
+        self.assertEqual(len(tree(self.target)), 3)
+
+    def test_a_broken_clone_inside_another_checkout_leaves_that_one_alone(self):
+        self.plain()
+        other = self.new_repository("other")
+        other.commit("Mine", {"mine.html": "mine"})
+        (other.path / "mine.html").write_text("not committed")
+        (other.path / "new.html").write_text("new")
+        state = other.path / "state"
+        self.run_it(BOOP_STATE=state)
+        other.git("remote", "add", "origin", str(self.repository.path))
+        (state / "work/src/.git/HEAD").unlink()
+        self.repository.commit("Edit", {"p1.html": "new"})
+        self.run_it(BOOP_STATE=state)
+        self.assertEqual((other.path / "mine.html").read_text(), "not committed")
+        self.assertTrue((other.path / "new.html").exists())
+        self.assertEqual(tree(state / "public")["p1.html"], b"new")
+
+    def test_a_target_that_would_cost_somebody_their_files_is_refused(self):
+        self.plain()
+        (self.folder / "home/keep").write_text("x")
+        self.new_repository("checkout").commit("x", {"keep": "x"})
+        before = tree(self.repository.path)
+        for target in (
+            "/",
+            self.folder,
+            self.folder / "home",
+            self.state,
+            self.state / "work",
+            self.state / "work/src",
+            self.repository.path,
+            self.folder / "checkout",
+            "gs://bucket",
+            "s3://",
+        ):
+            with self.subTest(target=target):
+                self.run_it(status=1, DEPLOY_TO=target)
+        self.assertTrue((self.folder / "home/keep").exists())
+        self.assertTrue((self.folder / "checkout/keep").exists())
+        self.assertEqual(tree(self.repository.path), before)
+
+    def test_exactly_the_commit_asked_for_is_deployed_and_otherwise_the_tip(self):
+        old = self.repository.commit("Old", {"i.html": "old"})
+        self.repository.commit("New", {"i.html": "new"})
+        for settings, expected in (
+            ({"BOOP_EXACT": 1, "BOOP_COMMIT": old}, b"old"),
+            ({"BOOP_COMMIT": old, "BOOP_TRIGGER": "push"}, b"new"),
+            ({"BOOP_COMMIT": old, "BOOP_TRIGGER": "manual"}, b"old"),
+            ({"BOOP_COMMIT": old, "BOOP_TRIGGER": "manual", "BOOP_EXACT": ""}, b"new"),
+            (
+                {"BOOP_COMMIT": old, "BOOP_TRIGGER": "interrupted", "BOOP_EXACT": 1},
+                b"old",
+            ),
+            ({"BOOP_COMMIT": "", "BOOP_TRIGGER": "manual"}, b"new"),
+        ):
+            self.run_it(**settings)
+            self.assertEqual(tree(self.target)["i.html"], expected, settings)
+        for commit in ("f" * 40, "--help", "main"):
+            output = self.run_it(status=1, BOOP_EXACT=1, BOOP_COMMIT=commit)
+            self.assertEqual(output.count("\n"), 1, output)
+            self.assertIn("commit", output)
+        self.assertEqual(tree(self.target)["i.html"], b"new")
+
+    def test_a_commit_that_was_pushed_over_can_still_be_put_live(self):
+        old = self.repository.commit("Old", {"i.html": "old"})
+        self.repository.git("commit", "-q", "--amend", "-m", "Other")
+        self.repository.commit("New", {"i.html": "new"})
+        self.run_it(BOOP_EXACT=1, BOOP_COMMIT=old)
+        self.assertEqual(tree(self.target)["i.html"], b"old")
+
+    def test_submodules_are_followed_when_they_change_move_and_go(self):
+        theme, other = self.new_repository("theme"), self.new_repository("other")
+        theme.commit("One", {"t.css": "one"})
+        other.commit("Other", {"t.css": "other"})
+        self.repository.git("submodule", "--quiet", "add", str(theme.path), "theme")
+        self.repository.commit("Start", {"index.html": "x"})
+        self.run_it()
+        self.assertEqual(tree(self.target)["theme/t.css"], b"one")
+        theme.commit("Two", {"t.css": "two"})
+        self.repository.git("submodule", "--quiet", "update", "--remote")
+        self.repository.commit("Newer theme")
+        self.run_it()
+        self.assertEqual(tree(self.target)["theme/t.css"], b"two")
+        self.repository.git("submodule", "--quiet", "set-url", "theme", str(other.path))
+        self.repository.git("submodule", "--quiet", "update", "--remote")
+        self.repository.commit("Another theme")
+        self.run_it()
+        self.assertEqual(tree(self.target)["theme/t.css"], b"other")
+        self.repository.git("rm", "-q", "theme")
+        self.repository.commit("No theme")
+        self.run_it()
+        self.assertEqual(tree(self.target), {"index.html": b"x"})
+
+    def test_the_clone_comes_back_by_itself_from_anything(self):
+        self.plain()
+        self.repository.git("branch", "other")
+        src = self.state / "work/src"
+
+        def scramble():
+            for path in (src / ".git/objects").rglob("*"):
+                if path.is_file():
+                    path.chmod(0o644)
+                    path.write_bytes(b"broken")
+
+        def force_push():
+            self.repository.git("commit", "-q", "--amend", "-m", "Pushed over")
+
+        damages = [
+            lambda: (src / ".git/index.lock").touch(),
+            scramble,
+            force_push,
+            lambda: (src / ".git/index").write_bytes(b"broken"),
+            lambda: (src / ".git/HEAD").unlink(),
+            lambda: (src / ".git/config").write_text("[broken"),
+            lambda: (src / "p0.html").write_text("tampered"),
+            lambda: (src / "extra.html").write_text("extra"),
+            lambda: shutil.rmtree(src / ".git"),
+            lambda: (shutil.rmtree(src), src.write_text("a file")),
+            lambda: shutil.rmtree(self.state / "work"),
+            lambda: (self.state / "work/src.new").mkdir(),
+        ]
+        self.run_it()
+        for number, damage in enumerate(damages):
+            with self.subTest(number):
+                damage()
+                self.repository.commit("Edit", {"p1.html": f"edit {number}"})
+                self.run_it()
+                self.assertEqual(
+                    tree(self.target),
+                    {
+                        "p0.html": b"page 0",
+                        "p2.html": b"page 2",
+                        "p1.html": b"edit %d" % number,
+                    },
+                )
+        self.run_it(BOOP_BRANCH="other")
+        self.assertEqual(tree(self.target)["p1.html"], b"page 1")
+        moved = self.new_repository("moved")
+        moved.commit("Moved", {"m.html": "moved"})
+        self.run_it(BOOP_REPO=moved.path)
+        self.assertEqual(tree(self.target), {"m.html": b"moved"})
+
+    def test_a_shallow_checkout_can_be_deployed_and_deployed_again(self):
+        self.plain()
+        self.repository.commit("Second", {"p1.html": "2"})
+        shallow = self.folder / "shallow"
+        self.repository.git(
+            "clone",
+            "-q",
+            "--depth",
+            "1",
+            f"file://{self.repository.path}",
+            str(shallow),
+        )
+        self.run_it(BOOP_REPO=shallow)
+        self.repository.commit("Third", {"p1.html": "3"})
+        self.repository.git("-C", str(shallow), "fetch", "-q", "--depth", "1")
+        self.repository.git("-C", str(shallow), "reset", "-q", "--hard", "origin/main")
+        self.run_it(BOOP_REPO=shallow)
+        self.assertEqual(tree(self.target)["p1.html"], b"3")
+
+    def test_pictures_of_a_hugo_that_was_killed_are_not_trusted(self):
+        self.hugo_site()
+        self.run_it()
+        half = self.state / "work/src/resources/_gen/images/half.png"
+        half.parent.mkdir(parents=True, exist_ok=True)
+        half.write_text("half")
+        self.run_it()
+        self.assertTrue(half.exists())
+        self.wrap("hugo", "kill -9 $$")
+        self.assertIn("hugo failed: exit status 137", self.run_it(status=1))
+        (self.bin / "hugo").unlink()
+        self.run_it()
+        self.assertFalse(half.exists())
+
+    def test_a_file_that_was_lost_comes_back_and_a_tampered_one_with_full(self):
+        self.plain()
+        self.run_it()
+        (self.target / "p0.html").unlink()
+        (self.target / "p1.html").write_text("PAGE 1")
+        (self.target / "p2.html").write_text("other size")
+        self.run_it()
+        self.assertEqual(
+            tree(self.target),
+            {"p0.html": b"page 0", "p1.html": b"PAGE 1", "p2.html": b"page 2"},
+        )
+        self.run_it(DEPLOY_FULL=1)
+        self.assertEqual(tree(self.target)["p1.html"], b"page 1")
+
+    def test_a_run_waits_for_what_an_earlier_one_left_running(self):
+        self.plain()
+        (self.state / "work").mkdir(parents=True)
+        with open(self.state / "work/lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            process = self.start()
+            self.addCleanup(process.wait)
+            self.addCleanup(process.stdout.close)
+            self.assertIn("waiting for an earlier run", process.stdout.readline())
+            self.assertFalse(self.target.exists())
+        self.assertIn("3 uploaded", process.stdout.read())
+
+    def test_the_log_is_a_report_and_a_subject_cannot_steer_the_terminal(self):
+        self.plain()
+        self.repository.commit("Fix \x1b[31mtypo\x9b")
+        lines = self.run_it().splitlines()
+        self.assertEqual(
+            [line.split()[0] for line in lines],
+            ["fetch", "build", "compare", "publish", "live"],
+        )
+        for line in lines:
+            self.assertRegex(line, r"^\w+ +\d+\.\d s  .")
+            self.assertTrue(line.isprintable(), line)
+        self.assertRegex(lines[0], r"HEAD at [0-9a-f]{7,}: Fix .*typo. \(Ann\)")
+
+    def test_credentials_in_the_url_reach_the_server_and_nothing_else(self):
+        self.plain()
+        self.repository.git("update-server-info")
+        seen = []
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def do_GET(handler):
+                seen.append(handler.headers.get_all("Authorization"))
+                expected = base64.b64encode(f"ann:{PASSWORD}".encode()).decode()
+                if seen[-1] != [f"Basic {expected}"]:
+                    handler.send_error(401)
+                else:
+                    super().do_GET()
+
+            def log_message(self, *_):
+                pass
+
+        with serving(lambda *a: Handler(*a, directory=self.repository.path)) as port:
+            self.wrap("git", f'echo "$@" >>{self.folder}/calls')
+            url = f"http://ann:{urllib.parse.quote(PASSWORD, safe='')}@127.0.0.1:{port}/.git"
+            header = "Basic " + base64.b64encode(f"ann:{PASSWORD}".encode()).decode()
+            by_boop = {
+                "GIT_CONFIG_COUNT": 1,
+                "GIT_CONFIG_VALUE_0": f"Authorization: {header}",
+                "GIT_CONFIG_KEY_0": f"http.http://127.0.0.1:{port}/.extraHeader",
+            }
+            outputs = [
+                self.run_it(BOOP_REPO=url),
+                self.run_it(BOOP_REPO=url, **by_boop),
+                self.run_it(BOOP_REPO=url.replace("ann:", "eve:"), status=1),
+                self.run_it(BOOP_REPO=url + "x", status=1),
+            ]
+        self.assertEqual(len(tree(self.target)), 3)
+        outputs += [
+            (self.folder / "calls").read_text(),
+            (self.state / "work/src/.git/config").read_text(),
+        ]
+        for text in outputs:
+            for secret in (
+                PASSWORD,
+                urllib.parse.quote(PASSWORD, safe=""),
+                "s3cr",
+                "YW5u",
+            ):
+                self.assertNotIn(secret, text)
+
+
+@contextlib.contextmanager
+def serving(handler):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class S3Server:
+    """The S3 server, and before it a proxy that records and can interfere."""
+
+    def __init__(self):
+        moto = tool("moto_server", "moto[server], from PyPI")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.process = subprocess.Popen(
+            [moto, "-H", "127.0.0.1", "-p", str(self.port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                break
+            if time.monotonic() > deadline:
+                raise AssertionError("the S3 server does not start")
+            time.sleep(0.05)
+        self.requests, self.before = [], lambda method, key: None
+        self.proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
+        self.proxy.handle_error = lambda *_: None  # killed clients hang up
+        self.url = f"http://127.0.0.1:{self.proxy.server_port}"
+        threading.Thread(target=self.proxy.serve_forever, daemon=True).start()
+
+    def handler(recorder):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def forward(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                url = urllib.parse.urlsplit(self.path)
+                key = urllib.parse.unquote(url.path).partition("/")[2].partition("/")[2]
+                method = "LIST" if self.command == "GET" and not key else self.command
+                if self.command == "POST" and "delete" in url.query:
+                    method = "DELETE"
+                recorder.requests.append((method, key))
+                if recorder.before(method, key):
+                    self.answer(403, [], b"<Error><Code>AccessDenied</Code></Error>")
+                    return
+                upstream = http.client.HTTPConnection("127.0.0.1", recorder.port)
+                upstream.request(self.command, self.path, body, dict(self.headers))
+                answer = upstream.getresponse()
+                self.answer(answer.status, answer.getheaders(), answer.read())
+                upstream.close()
+
+            def answer(self, status, headers, body):
+                self.send_response_only(status)
+                for name, value in headers:
+                    if name.lower() not in (
+                        "connection",
+                        "content-length",
+                        "transfer-encoding",
+                    ):
+                        self.send_header(name, value)
+                if self.command != "HEAD" or not headers:
+                    self.send_header("Content-Length", str(len(body)))
+                else:
+                    self.send_header(
+                        "Content-Length", dict(headers).get("Content-Length", "0")
+                    )
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    self.wfile.write(body)
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
+
+            def log_message(self, *_):
+                pass
+
+        return Handler
+
+    def close(self):
+        self.proxy.shutdown()
+        self.proxy.server_close()
+        self.process.terminate()
+        self.process.wait()
+
+
+S3_SITE = {
+    "index.html": "<p>home",
+    "feed.xml": "<rss/>",
+    "robots.txt": "x",
+    "list.json": "[]",
+    "site.webmanifest": "{}",
+    "style.css": "a",
+    "app.js": "1",
+    "mod.mjs": "1",
+    "f.woff2": "f",
+    "i.webp": "w",
+    "i.avif": "a",
+    "i.svg": "<svg/>",
+    "i.png": "p",
+    "favicon.ico": "i",
+    "m.wasm": "w",
+    "app.js.map": "{}",
+    "LICENSE": "l",
+    f"main.{'0a' * 32}.css": "b",
+    f"photo_hu{'0b' * 16}_10x10_resize.jpg": "j",
+}
+SMALL_SITE = {
+    name: S3_SITE[name] for name in ("index.html", "feed.xml", "style.css", "f.woff2")
+}
+
+
+class DeployToS3(DeployCase):
+    """Publishing to S3 with the real aws."""
+
+    number = 0
+
+    @classmethod
+    def setUpClass(cls):
+        tool("aws", "awscli")
+        cls.s3 = S3Server()
+        cls.addClassCleanup(cls.s3.close)
+
+    def setUp(self):
+        super().setUp()
+        DeployToS3.number += 1
+        self.bucket = f"bucket{self.number}"
+        self.environment.update(
+            AWS_ENDPOINT_URL=self.s3.url,
+            AWS_ACCESS_KEY_ID="test",
+            AWS_DEFAULT_REGION="us-east-1",
+            AWS_SECRET_ACCESS_KEY="test",
+            AWS_EC2_METADATA_DISABLED="true",
+            AWS_MAX_ATTEMPTS="1",
+        )
+        self.settings["DEPLOY_TO"] = f"s3://{self.bucket}"
+        self.s3.before = lambda method, key: None
+        self.aws("s3", "mb", f"s3://{self.bucket}")
+
+    def aws(self, *arguments):
+        return subprocess.run(
+            ["aws", "--endpoint-url", self.s3.url, *arguments],
+            check=True,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    def run_it(self, *arguments, **settings):
+        self.s3.requests.clear()
+        return super().run_it(*arguments, **settings)
+
+    def sent(self, method):
+        return sorted(key for name, key in self.s3.requests if name == method)
+
+    def content(self):
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            self.aws("s3", "cp", "--recursive", f"s3://{self.bucket}", folder)
+            return tree(folder)
+
+    def files(self):
+        return {
+            name: self.repository.path.joinpath(name).read_bytes()
+            for name in self.repository.git("ls-files", "-z").split("\0")
+            if name
+        }
+
+    def head(self, key):
+        answer = json.loads(
+            self.aws(
+                "s3api",
+                "head-object",
+                "--bucket",
+                self.bucket,
+                "--key",
+                key,
+                "--output",
+                "json",
+            )
+        )
+        return answer.get("ContentType"), answer.get("CacheControl")
+
+    def test_only_what_changed_is_put_and_the_bucket_is_what_hugo_makes(self):
+        tool("hugo", "hugo")
+        self.repository.commit("Start", BLOG)
+        self.run_it()
+        before = self.hugo_makes()
+        self.assertEqual(self.content(), before)
+        self.repository.commit(
+            "Edit",
+            {
+                "content/post/one.md": "---\ntitle: One\ndate: 2024-01-01\n---\nFIRST TEXT\n"
+            },
+            "2024-02-03T04:05:06Z",
+        )
+        output = self.run_it()
+        after = self.hugo_makes()
+        self.assertEqual(self.content(), after)
+        changed = sorted(name for name in after if after[name] != before.get(name))
+        self.run_it(DEPLOY_FULL=1)
+        self.assertEqual(self.sent("PUT"), sorted(after))
+        self.repository.commit("Less", {"content/post/two.md": None})
+        self.assertIn(f"{len(changed)} uploaded", output)
+        self.assertIn(" 1 deleted", self.run_it())
+        self.assertEqual(self.content(), self.hugo_makes())
+        self.run_it()
+        self.assertEqual({method for method, _ in self.s3.requests}, {"LIST"})
+
+    def test_one_edit_is_one_put_and_two_aws_processes(self):
+        self.repository.commit("Start", SMALL_SITE)
+        self.run_it()
+        self.wrap("aws", f'echo "$@" >>{self.folder}/calls')
+        self.repository.commit("Edit", {"index.html": "<p>HOME"})
+        self.run_it()
+        self.assertEqual(self.sent("PUT"), ["index.html"])
+        self.assertEqual(self.content()["index.html"], b"<p>HOME")
+        self.assertEqual(len((self.folder / "calls").read_text().splitlines()) - 1, 2)
+        (self.folder / "calls").unlink()
+        self.run_it()
+        self.assertEqual(self.s3.requests, [("LIST", "")])
+        self.assertEqual(len((self.folder / "calls").read_text().splitlines()), 1)
+
+    def test_assets_are_put_before_pages_and_deletions_come_last(self):
+        self.repository.commit("Old", {**SMALL_SITE, "old.css": "o", "old.html": "o"})
+        self.run_it()
+        self.repository.commit(
+            "New",
+            {
+                "a.html": "new",
+                "index.html": "new",
+                "feed.xml": "new",
+                "z.css": "new",
+                f"z.{'ab' * 16}.js": "new",
+                "z.woff2": "new",
+                "old.css": None,
+                "old.html": None,
+            },
+        )
+        self.run_it()
+        order = [
+            key if method == "PUT" else method
+            for method, key in self.s3.requests
+            if method in ("PUT", "DELETE")
+        ]
+        self.assertEqual(set(order[:3]), {"z.css", f"z.{'ab' * 16}.js", "z.woff2"})
+        self.assertEqual(set(order[3:6]), {"a.html", "index.html", "feed.xml"})
+        self.assertEqual(order[6:], ["DELETE"] * 2)
+        self.assertEqual(self.content(), self.files())
+
+    def test_killed_at_any_request_the_next_run_ends_with_exactly_the_site(self):
+        self.repository.commit("Start", {**SMALL_SITE, "gone.html": "x"})
+        self.run_it()
+        self.repository.commit(
+            "Edit",
+            {
+                "index.html": "<P>HOME",
+                "feed.xml": "<RSS/>",
+                "style.css": "b",
+                "gone.html": None,
+            },
+        )
+        self.repository.git("branch", "edited")
+        for victim in ("style.css", "feed.xml", "index.html", "DELETE"):
+            with self.subTest(victim):
+                process = self.start()
+
+                def kill(method, key):
+                    if victim in (key if method == "PUT" else "", method):
+                        with contextlib.suppress(ProcessLookupError):
+                            os.killpg(process.pid, signal.SIGKILL)
+
+                self.s3.before = kill
+                process.communicate(timeout=60)
+                self.assertEqual(process.returncode, -signal.SIGKILL)
+                self.s3.before = lambda method, key: None
+                self.repository.git("reset", "-q", "--hard", "HEAD~1")  # and reverted
+                self.run_it()
+                self.assertEqual(self.content(), self.files())
+                self.repository.git("reset", "-q", "--hard", "edited")
+
+    def test_a_failed_upload_fails_and_neither_the_site_nor_the_guard_forgets_it(self):
+        self.repository.commit("Start", {f"p{n}.html": "page" for n in range(24)})
+        self.run_it()
+        self.repository.commit(
+            "Edit", {"a.css": "new", "p1.html": "PAGE", "p2.html": None}
+        )
+        self.s3.before = lambda method, key: (method, key) == ("PUT", "a.css")
+        self.assertIn("AccessDenied", self.run_it(status=1))
+        self.assertEqual(self.sent("DELETE") + self.sent("PUT"), ["a.css"])
+        self.s3.before = lambda method, key: None
+        keep = self.repository.git("rev-parse", "HEAD")
+        self.repository.git("rm", "-q", "p1*", "p3.html", "p4.html", "p5.html")
+        self.repository.commit("Too much")
+        self.assertIn("would delete", self.run_it(status=1))
+        self.assertEqual(self.sent("PUT"), [])
+        self.repository.git("reset", "-q", "--hard", keep)
+        self.run_it()
+        self.assertEqual(self.sent("PUT"), ["a.css", "p1.html"])
+        self.assertEqual(self.content(), self.files())
+
+    def test_a_bucket_that_cannot_be_listed_fails_before_anything_is_sent(self):
+        self.repository.commit("Start", SMALL_SITE)
+        self.s3.before = lambda method, key: method == "LIST"
+        self.assertIn("AccessDenied", self.run_it(status=1))
+        self.assertEqual(self.sent("PUT"), [])
+
+    def test_every_file_has_its_type_and_pages_are_cached_short_fingerprints_long(self):
+        self.repository.commit("Start", S3_SITE)
+        self.run_it()
+        self.assertEqual(self.content(), self.files())
+        short, medium = "public, max-age=60", "public, max-age=600"
+        long = "public, max-age=31536000, immutable"
+        javascript = ("text/javascript", "application/javascript")
+        for key, types, cache in (
+            ("index.html", ("text/html",), short),
+            ("feed.xml", ("text/xml", "application/xml"), short),
+            ("robots.txt", ("text/plain; charset=utf-8",), short),
+            ("list.json", ("application/json",), short),
+            ("site.webmanifest", ("application/manifest+json",), short),
+            ("style.css", ("text/css",), medium),
+            ("app.js", javascript, medium),
+            ("mod.mjs", javascript, medium),
+            ("f.woff2", ("font/woff2",), medium),
+            ("i.webp", ("image/webp",), medium),
+            ("i.avif", ("image/avif",), medium),
+            ("i.svg", ("image/svg+xml",), medium),
+            ("i.png", ("image/png",), medium),
+            ("favicon.ico", ("image/vnd.microsoft.icon", "image/x-icon"), medium),
+            ("m.wasm", ("application/wasm",), medium),
+            ("app.js.map", ("application/json",), medium),
+            ("LICENSE", ("binary/octet-stream",), medium),
+            (f"main.{'0a' * 32}.css", ("text/css",), long),
+            (f"photo_hu{'0b' * 16}_10x10_resize.jpg", ("image/jpeg",), long),
+        ):
+            with self.subTest(key):
+                got = self.head(key)
+                self.assertIn(got[0], types)
+                self.assertEqual(got[1], cache)
+        self.run_it(DEPLOY_CACHE_CONTROL="no-cache")
+        self.assertEqual(self.head("index.html")[1], "no-cache")
+        self.assertEqual(self.head("style.css")[1], medium)
+        self.run_it()
+        self.assertEqual(self.head("index.html")[1], short)
+
+    def test_a_missing_object_comes_back_with_its_headers_and_full_overrules_the_rest(
+        self,
+    ):
+        self.repository.commit("Start", SMALL_SITE)
+        self.run_it()
+        self.aws("s3", "rm", f"s3://{self.bucket}/f.woff2")
+        (self.folder / "x").write_text("<p>HACK")
+        self.aws("s3", "cp", str(self.folder / "x"), f"s3://{self.bucket}/index.html")
+        self.run_it()
+        self.assertEqual(self.sent("PUT"), ["f.woff2"])
+        self.assertEqual(self.head("f.woff2"), ("font/woff2", "public, max-age=600"))
+        self.run_it(DEPLOY_FULL=1)
+        self.assertEqual(self.content(), self.files())
+
+    def test_nothing_outside_of_the_prefix_is_read_or_touched(self):
+        (self.folder / "x").write_text("mine")
+        others = ["a/x", "a/b2/x", "a/b.html", "index.html", "b/x"]
+        for key in others:
+            self.aws("s3", "cp", str(self.folder / "x"), f"s3://{self.bucket}/{key}")
+        self.repository.commit("Start", {"index.html": "x", "old.html": "o"})
+        self.run_it(DEPLOY_TO=f"s3://{self.bucket}/a/b/")
+        self.repository.commit("Less", {"old.html": None})
+        self.assertIn(
+            "0 uploaded (0B), 1 deleted",
+            self.run_it(DEPLOY_TO=f"s3://{self.bucket}/a/b"),
+        )
+        self.assertEqual(
+            self.content(), {**dict.fromkeys(others, b"mine"), "a/b/index.html": b"x"}
+        )
+
+    def test_another_target_gets_the_whole_site_and_the_first_one_is_not_trusted_after(
+        self,
+    ):
+        self.repository.commit("Start", SMALL_SITE)
+        self.run_it()
+        self.run_it(DEPLOY_TO=f"s3://{self.bucket}/other")
+        self.assertEqual(len(self.sent("PUT")), len(SMALL_SITE))
+        self.assertEqual(len(self.content()), 2 * len(SMALL_SITE))
+
+    def test_somebody_elses_full_bucket_is_not_emptied(self):
+        (self.folder / "theirs").mkdir()
+        for number in range(30):
+            (self.folder / f"theirs/{number}").write_text("theirs")
+        self.aws(
+            "s3",
+            "cp",
+            "--recursive",
+            str(self.folder / "theirs"),
+            f"s3://{self.bucket}",
+        )
+        self.repository.commit("Start", SMALL_SITE)
+        self.assertIn("would delete 30 of the 30", self.run_it(status=1))
+        self.assertEqual(len(self.content()), 30)
+
+    def test_odd_names_are_kept(self):
+        names = [
+            "-dash.html",
+            "with space.html",
+            "ünï.html",
+            "a+b&c.css",
+            "100%.html",
+            "quo'te\".html",
+            "tab\t.html",
+            "back\\slash.html",
+            "$(id).html",
+            "*.html",
+            "[x].css",
+            ".hidden",
+            "dir with space/x.html",
+            "x.",
+            "x.]",
+        ]
+        self.repository.commit("Start", {name: name for name in names})
+        self.run_it()
+        self.assertEqual(self.content(), self.files())
+        self.run_it()
+        self.assertEqual({method for method, _ in self.s3.requests}, {"LIST"})
+        self.repository.git(
+            "rm", "-q", "--", *(f":(literal){name}" for name in names[:-1])
+        )
+        self.repository.commit("Less")
+        self.run_it()
+        self.assertEqual(self.content(), {names[-1]: names[-1].encode()})
+        self.repository.commit("Line break", {"a\nb.html": "x"})
+        self.assertIn("line break", self.run_it(status=1))
+
+    def test_cloudfront_is_told_once_and_only_when_something_changed(self):
+        self.repository.commit("Start", SMALL_SITE)
+        origin = {
+            "Id": "o",
+            "DomainName": "x.s3.amazonaws.com",
+            "S3OriginConfig": {"OriginAccessIdentity": ""},
+        }
+        config = {
+            "CallerReference": self.bucket,
+            "Comment": "",
+            "Enabled": True,
+            "Origins": {"Quantity": 1, "Items": [origin]},
+            "DefaultCacheBehavior": {
+                "TargetOriginId": "o",
+                "MinTTL": 0,
+                "ViewerProtocolPolicy": "allow-all",
+                "ForwardedValues": {
+                    "QueryString": False,
+                    "Cookies": {"Forward": "none"},
+                },
+            },
+        }
+        answer = self.aws(
+            "cloudfront",
+            "create-distribution",
+            "--output",
+            "json",
+            "--distribution-config",
+            json.dumps(config),
+        )
+        settings = {"DEPLOY_CLOUDFRONT": json.loads(answer)["Distribution"]["Id"]}
+        self.run_it(**settings)
+        self.repository.commit("Less", {"feed.xml": None})
+        self.s3.before = lambda method, key: method == "POST" and "invalidation" in key
+        self.run_it(status=1, **settings)
+        self.s3.before = lambda method, key: None
+        for expected in (1, 0):  # the one that failed is made up for
+            self.run_it(**settings)
+            self.assertEqual(len(self.sent("POST")), expected)
+        self.repository.commit("Edit", {"index.html": "new"})
+        self.run_it(**settings)
+        self.assertEqual(len(self.sent("POST")), 1)
+
+
+class WholeWayToS3(Case):
+    """The same, to a bucket: whatever is built is in it, and nothing else."""
+
+    built, push = WholeWay.built, WholeWay.push
+
+    def test_a_push_makes_the_bucket_what_hugo_makes_of_the_commit(self) -> None:
+        tool("hugo", "hugo")
+        tool("aws", "awscli")
+        server = S3Server()
+        self.addCleanup(server.close)
+        checkout = site(self.folder, HUGO_SITE)
+        env = {
+            "AWS_ENDPOINT_URL": server.url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "PYENV_ROOT": os.path.expanduser("~/.pyenv"),
+        }
+        aws = ["aws", "--endpoint-url", server.url, "s3"]
+        subprocess.run([*aws, "mb", "s3://a-site"], check=True, env=os.environ | env)
+        b = self.boop(
+            BOOP_SCRIPT=str(HERE / "deploy.sh"),
+            BOOP_REPO=f"{self.folder}/origin.git",
+            DEPLOY_TO="s3://a-site/blog",
+            **env,
+        )
+        b.said("deployment 1: (success|fail)")
+        git(checkout, "rm", "-q", "content/posts/one.md")
+        self.push(b, checkout, {"content/two.md": "---\ntitle: Two\n---\nText"})
+        fetch = [*aws, "cp", "--recursive", "--quiet", "s3://a-site/blog", "bucket"]
+        subprocess.run(fetch, check=True, env=os.environ | env, cwd=self.folder)
+        self.assertEqual(tree(self.folder / "bucket"), self.built(checkout))
+
+
+# --- The benchmark of deploy.sh -------------------------------------------------------
+
+ORIGINAL = """
+rm -rf original; git clone -q --recurse-submodules "$BOOP_REPO" original; cd original
+date +%s.%N >&3; hugo >/dev/null; date +%s.%N >&3
+aws --endpoint-url "$AWS_ENDPOINT_URL" s3 sync public "$DEPLOY_TO" >/dev/null
+date +%s.%N >&3
+"""
+
+
+def bench_site(repository, posts):
+    """A blog: posts of some hundred words, tags, a style sheet."""
+    words = (
+        "a site that hugo builds and boop deploys when somebody pushes to its branch so "
+        "that every page is live within seconds and nobody has to wait"
+    ).split()
+    files = {name: content for name, content in BLOG.items() if "post/" not in name}
+    for number in range(posts):
+        text = "\n\n".join(
+            " ".join(
+                words[(number * 7 + line * 3 + word) % len(words)] for word in range(60)
+            )
+            for line in range(12)
+        )
+        files[f"content/post/p{number}.md"] = (
+            f"---\ntitle: Post {number}\ndate: 2024-01-{number % 28 + 1:02}\n"
+            f"tags: [t{number % 100}]\n---\n{text}\n"
+        )
+    for name in ("hugo.toml", "config.toml"):
+        files[name] = files[name].replace("enableGitInfo = true\n", "")
+    repository.commit("Start", files)
+
+
+def bench_limit(case, clone, bucket, changed):
+    """hugo in a warm clone, one listing, the changed PUTs by a client without start-up."""
+    began = time.monotonic()
+    subprocess.run(["git", "pull", "-q"], cwd=clone, env=case.environment, check=True)
+    pulled = time.monotonic()
+    subprocess.run(["hugo", "--quiet"], cwd=clone, env=case.environment, check=True)
+    built = time.monotonic()
+    connection = http.client.HTTPConnection("127.0.0.1", case.s3.port)
+    headers = {
+        "Authorization": "AWS4-HMAC-SHA256 Credential=test/20240101/us-east-1/s3/"
+        "aws4_request, SignedHeaders=host, Signature=0"
+    }
+    token = ""
+    while token is not None:
+        connection.request("GET", f"/{bucket}?list-type=2{token}", headers=headers)
+        found = re.search(
+            b"<NextContinuationToken>(.*?)<", connection.getresponse().read()
+        )
+        token = "&continuation-token=" + urllib.parse.quote(found[1]) if found else None
+    for name in changed:
+        connection.request(
+            "PUT",
+            f"/{bucket}/{urllib.parse.quote(name)}",
+            (clone / "public" / name).read_bytes(),
+            headers,
+        )
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == 200, answer.status
+    ended = time.monotonic()
+    return [pulled - began, built - pulled, ended - built], len(changed)
+
+
+def bench_deploy(sizes=(10, 2000), repeats=3):
+    """Print what a deployment costs: the original's five lines, deploy.sh, and the limit.
+
+    The limit is hugo, one listing and the changed PUTs, without git and without aws.
+    """
+    DeployToS3.setUpClass()
+    case = DeployToS3()
+    print("seconds: git + hugo + publish = total; PUTs       (medians)")
+    try:
+        for posts in sizes:
+            case.setUp()
+            bench_site(case.repository, posts)
+            case.environment.update(AWS_ENDPOINT_URL=f"http://127.0.0.1:{case.s3.port}")
+            clone = case.folder / "warm"
+            case.repository.git("clone", "-q", ".", str(clone))
+            subprocess.run(
+                ["hugo", "--quiet"], cwd=clone, env=case.environment, check=True
+            )
+            for bucket in ("first", "ours", "seed", "limit"):
+                case.aws("s3", "mb", f"s3://{bucket}{posts}")
+
+            def ours(bucket, state="state"):
+                output = DeployCase.run_it(
+                    case, DEPLOY_TO=f"s3://{bucket}", BOOP_STATE=case.folder / state
+                )
+                step = {
+                    line.split()[0]: float(line.split()[1])
+                    for line in output.splitlines()
+                }
+                return (
+                    [
+                        step["fetch"],
+                        step["build"],
+                        step["live"] - step["fetch"] - step["build"],
+                    ],
+                    int(re.search(r"(\d+) uploaded", output)[1]),
+                )
+
+            def seed(bucket):
+                reader, writer = os.pipe()
+                began = time.time()
+                subprocess.run(
+                    ["bash", "-c", f"exec 3>&{writer}\n{ORIGINAL}"],
+                    check=True,
+                    cwd=case.folder,
+                    pass_fds=[writer],
+                    env={
+                        **case.environment,
+                        **case.settings,
+                        "DEPLOY_TO": f"s3://{bucket}",
+                    },
+                )
+                os.close(writer)
+                with os.fdopen(reader) as times:
+                    cloned, built, ended = map(float, times)
+                count = len(tree(case.folder / "original/public"))
+                return [cloned - began, built - cloned, ended - built], count
+
+            def public():
+                return tree(clone / "public")
+
+            before = public()
+            for name in ("first", "one edited", "unchanged"):
+                rows = {"original": [], "deploy.sh": [], "limit": []}
+                for turn in range(1 if name == "first" else repeats):
+                    if name == "one edited":
+                        path = "content/post/p1.md"
+                        text = (case.repository.path / path).read_text()
+                        case.repository.commit(
+                            "Edit", {path: text + f"\nEdit {turn}\n"}
+                        )
+                        before = public()
+                        for words in (["git", "pull", "-q"], ["hugo", "--quiet"]):
+                            subprocess.run(
+                                words, cwd=clone, env=case.environment, check=True
+                            )
+                    after = public()
+                    changed = [
+                        key
+                        for key in after
+                        if name == "first" or after[key] != before.get(key)
+                    ]
+                    if name == "unchanged":
+                        changed = []
+                    rows["original"].append(seed(f"seed{posts}"))
+                    rows["deploy.sh"].append(ours(f"ours{posts}"))
+                    rows["limit"].append(
+                        bench_limit(case, clone, f"limit{posts}", changed)
+                    )
+                total = {}
+                for who, runs in rows.items():
+                    steps, puts = sorted(runs, key=lambda run: sum(run[0]))[
+                        len(runs) // 2
+                    ]
+                    if who == "limit":
+                        steps[0] = 0.0
+                    total[who] = sum(steps)
+                    print(
+                        f"{posts:5} posts  {name:10}  {who:9}  "
+                        + " + ".join(f"{step:5.2f}" for step in steps)
+                        + f" = {total[who]:6.2f}  {puts:5} PUTs",
+                        flush=True,
+                    )
+                print(
+                    f"{'':25}deploy.sh is {total['deploy.sh'] / total['limit']:.2f} x the limit"
+                    f", {total['original'] / total['deploy.sh']:.1f} x faster than the original"
+                )
+            case.doCleanups()
+    finally:
+        DeployToS3.doClassCleanups()
+
+
+# --- The benchmark of boop ------------------------------------------------------------
+
+
+def percentile(values: list[float], q: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * q / 100))]
+
+
+def table(title: str, *rows: tuple[str, object]) -> None:
+    print(f"\n{title}")
+    for name, value in rows:
+        shown = f"{value:.2f}" if isinstance(value, float) else str(value)
+        print(f"  {name:<46} {shown:>12}", flush=True)
+
+
+def bench_boop() -> None:
+    """What a push costs: figures and ratios, against a bare fork and exec."""
+    with tempfile.TemporaryDirectory(prefix="boop-bench-") as name:
+        folder = pathlib.Path(name)
+        marks = folder / "marks"
+        script = f"echo $EPOCHREALTIME >> {marks}"
+        began = time.perf_counter()
+        b = Daemon(folder, script, BOOP_KEEP="10").start()
+        started = (time.perf_counter() - began) * 1e3
+        b.get("/healthz")
+        idle = resident_kb(b.process.pid) / 1024
+        acks, lines, bare = [], [], []
+        for i in range(1, 201):
+            before, began = time.time(), time.perf_counter()
+            number = b.push(f"{i:040x}")
+            acks.append((time.perf_counter() - began) * 1e3)
+            b.finished(number)
+            lines.append((float(marks.read_text().split()[-1]) - before) * 1e3)
+            before = time.time()
+            subprocess.run([b.script], check=True)
+            bare.append((float(marks.read_text().split()[-1]) - before) * 1e3)
+        shared = bench_shared(b)
+        syncs = [sync_ms(folder) for _ in range(200)]
+        table(
+            "One push at a time, milliseconds",
+            ("process start to its address printed", started),
+            ("push to 202, median", percentile(acks, 50)),
+            ("push to 202, 99 of 100 within", percentile(acks, 99)),
+            ("push that shares a queued deployment, median", percentile(shared, 50)),
+            ("of a new one's: the file and folder synced", percentile(syncs, 50)),
+            ("push to the script's first line, median", percentile(lines, 50)),
+            ("the same script started by subprocess, median", percentile(bare, 50)),
+            ("ratio", percentile(lines, 50) / percentile(bare, 50)),
+        )
+        bench_burst(b)
+        peak = re.search(r"VmHWM:\s+(\d+)", status_of(b.process.pid))[1]
+        table("Memory, MB", ("idle", idle), ("peak, after all this", int(peak) / 1024))
+        b.stop()
+
+
+def bench_shared(b: Daemon) -> list[float]:
+    """Pushes that share a queued deployment: milliseconds each."""
+    gate = b.folder / "gate"
+    os.mkfifo(gate)
+    plain = b.script.read_text()
+    b.write_script(f"read < {gate}")
+    b.push()
+    b.push()
+    times = []
+    for i in range(1, 201):
+        began = time.perf_counter()
+        b.push(f"{i:040x}")
+        times.append((time.perf_counter() - began) * 1e3)
+    gate.write_text("go\n")
+    b.write_script(plain.partition("\n")[2])
+    b.finished(b.push())
+    return times
+
+
+def sync_ms(folder: pathlib.Path) -> float:
+    """What it takes to write a record's worth of bytes durably."""
+    began = time.perf_counter()
+    with open(folder / "sync", "wb") as file:
+        file.write(b"x" * 500)
+        file.flush()
+        os.fsync(file.fileno())
+    fd = os.open(folder, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+    return (time.perf_counter() - began) * 1e3
+
+
+def bench_burst(b: Daemon, pushes: int = 1000, clients: int = 16) -> None:
+    """A burst of pushes while a script of one second runs."""
+    first = b.push()
+    b.finished(first)
+    b.write_script("sleep 1")
+    times: queue.SimpleQueue[float] = queue.SimpleQueue()
+
+    def push_many(which: int) -> None:
+        for i in range(1, pushes // clients + 1):
+            began = time.perf_counter()
+            b.push(f"{which:020x}{i:020x}")
+            times.put((time.perf_counter() - began) * 1e3)
+
+    began = time.perf_counter()
+    threads = [threading.Thread(target=push_many, args=(i,)) for i in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - began
+    acks = [times.get() for _ in range(times.qsize())]
+    last = b.records()[0]["number"]
+    b.finished(last)
+    table(
+        f"A burst of {len(acks)} pushes over {clients} connections",
+        ("acknowledged in a second (client in Python too)", len(acks) / seconds),
+        ("push to 202, 99 of 100 within, ms", percentile(acks, 99)),
+        ("runs of the script", last - first),
+    )
+
+
+def main() -> None:
+    """Tests, --bench, or --soak SECONDS."""
+    if sys.argv[1:2] == ["--bench"]:
+        bench_boop()
+        bench_deploy()
+    else:
+        unittest.main()
+
+
 if __name__ == "__main__":
-    unittest.main()
+    main()
