@@ -80,6 +80,8 @@ SPARE_WORKERS = 8  # threads kept for the next connections
 BACKLOG = 1024  # socketserver's 5 makes the kernel drop SYNs in a burst
 
 GRACE_S = 10  # between SIGTERM and SIGKILL
+DRAIN_S = 2  # for answers that are under way when boop ends
+RETRY_S, MAX_RETRY_S = 15, 3600  # between looks at a repository that is out of reach
 GIT_TIMEOUT_S = 20  # for one look at the repository
 PIPE_BYTES = 64 << 10  # what is read of the script's output at once
 MAX_MESSAGE_CHARS = 4096  # of a commit message: an environment variable is limited
@@ -1358,9 +1360,11 @@ def ask_tip(settings: Settings, environ: Environ, branch: str) -> tuple[str, str
     env["GIT_TERMINAL_PROMPT"] = "0"  # nobody is there to answer
     env.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
     names = ["HEAD", f"refs/heads/{branch}"] if branch else ["HEAD"]
+    local = settings.repo.startswith(("/", "file://"))  # may be another user's: trust
+    as_owner = ["--upload-pack=git -c safe.directory=* upload-pack"] if local else []
     try:
         git = subprocess.Popen(
-            ["git", "ls-remote", "--symref", "--", settings.repo, *names],
+            ["git", "ls-remote", "--symref", *as_owner, "--", settings.repo, *names],
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -1417,25 +1421,29 @@ class Origin:
         with self._lock:
             return self._ask(branch)
 
-    def catch_up(self, trigger: str) -> None:
-        """Deploys the branch's tip if it was missed (promise 4). Raises nothing."""
+    def catch_up(self, trigger: str) -> bool:
+        """Deploys the branch's tip if it was missed (promise 4). Raises nothing.
+
+        False: the repository is out of reach, or the disk is full; ask again.
+        """
         with self._lock:
             tip = self._ask(self._settings.branch)
             branch = self._settings.branch or self._head
             if not tip:
-                return
+                return not self._trouble.startswith("cannot")
             if not branch:
                 say("the repository's HEAD is on no branch: set BOOP_BRANCH", WARNING)
-                return
+                return True
             push = Push(self._settings.repo, branch, tip, trigger=trigger)
             try:
                 missed = self._deployments.catch_up(push)
             except OSError as error:
                 say(f"{trigger}: cannot record {tip[:8]}: {error.strerror}", ERROR)
-                return
+                return False
         if missed:
             say(f"{trigger}: {branch} is at {tip[:8]}: queued as {missed.number}")
             self.wake()
+        return True
 
     def _ask(self, branch: str) -> str:
         """The tip; trouble is said when it begins, when it changes, when it ends."""
@@ -3512,8 +3520,9 @@ class Door:
     def __init__(self, listener: socket.socket, site: Site) -> None:
         listener.setblocking(False)
         self.listener, self._site = listener, site
-        self._lock = threading.Lock()  # for the counts
-        self._idle = self._open = 0
+        self._lock = threading.Condition()  # for the next two; told when one closes
+        self._idle = 0
+        self._open: set[socket.socket] = set()
         self._queue: queue.SimpleQueue[tuple[socket.socket, typing.Any]]
         self._queue = queue.SimpleQueue()
 
@@ -3535,9 +3544,9 @@ class Door:
 
     def _give(self, connection: socket.socket, address: typing.Any) -> bool:
         with self._lock:
-            if self._open >= MAX_CONNECTIONS:
+            if len(self._open) >= MAX_CONNECTIONS:
                 return False
-            self._open += 1
+            self._open.add(connection)
             idle, self._idle = self._idle, max(0, self._idle - 1)
         if idle:
             self._queue.put((connection, address))
@@ -3548,7 +3557,7 @@ class Door:
         try:
             thread.start()
         except RuntimeError:  # no more threads
-            self._release()
+            self._release(connection)
             return False
         return True
 
@@ -3562,9 +3571,21 @@ class Door:
             pass
         connection.close()
 
-    def _release(self) -> None:
+    def drain(self) -> None:
+        """Lets those who are being answered have their answer, and ends the others:
+        no more is read than has come."""
         with self._lock:
-            self._open -= 1
+            for connection in self._open:
+                try:
+                    connection.shutdown(socket.SHUT_RD)
+                except OSError:
+                    pass  # it is gone already
+            self._lock.wait_for(lambda: not self._open, DRAIN_S)
+
+    def _release(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._open.discard(connection)
+            self._lock.notify_all()
 
     def _work(self, connection: socket.socket, address: typing.Any) -> None:
         while True:
@@ -3582,8 +3603,8 @@ class Door:
             pass  # the client is gone
         except Exception as error:  # noqa: BLE001  the thread's edge
             say(f"a request failed: {type(error).__name__}: {error}", ERROR)
+        self._release(connection)
         connection.close()
-        self._release()
 
 
 # --- 9. main --------------------------------------------------------------------------
@@ -3658,6 +3679,10 @@ class Boop:
         """Raises OSError when boop can't serve, with the reason in one line."""
         self._settings, self._environ = settings, environ
         self._bell = Wake()  # the runner has ended, or there is news for systemd
+        self._signals, signals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(signum, lambda *_: None)  # serve reads them off the pipe
+        signal.set_wakeup_fd(signals, warn_on_full_buffer=False)
         try:
             self._deployments = Deployments(
                 settings.state, settings.keep, self._changed
@@ -3688,13 +3713,10 @@ class Boop:
         )
         self._door = Door(listener, site)
         self._looking = threading.Lock()  # held by the one catch-up at a time
+        self._look_again = threading.Event()  # for one that waits to try again
 
     def serve(self) -> int:
         """The daemon's life: until a signal ends it. The exit status."""
-        self._signals, signals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(signum, lambda *_: None)  # read off the pipe, below
-        signal.set_wakeup_fd(signals, warn_on_full_buffer=False)
         poll = select.poll()
         poll.register(self._door.listener, select.POLLIN)
         poll.register(self._signals, select.POLLIN)
@@ -3742,6 +3764,7 @@ class Boop:
             if self._signals in ready and self._signalled():
                 self._runner.stop(now=True)
         self._followers.close()
+        self._door.drain()
         self._reporter.close()
         return 0
 
@@ -3769,14 +3792,21 @@ class Boop:
 
     def _look(self, trigger: str) -> None:
         """Looks at the branch's tip, in a thread of its own: git may take its time."""
+        self._look_again.set()
         if self._settings.repo and self._looking.acquire(blocking=False):
             threading.Thread(
                 target=self._catch_up, args=(trigger,), name="catch-up", daemon=True
             ).start()
 
     def _catch_up(self, trigger: str) -> None:
+        """The thread: until the repository could be asked; a new look asks at once."""
+        pause = RETRY_S
         try:
-            self._origin.catch_up(trigger)
+            self._look_again.clear()
+            while not self._origin.catch_up(trigger):
+                self._look_again.wait(pause)
+                self._look_again.clear()
+                pause = min(2 * pause, MAX_RETRY_S)
         except Exception as error:  # noqa: BLE001  the thread's edge
             say(f"{trigger}: {type(error).__name__}: {error}", ERROR)
         finally:
@@ -3938,16 +3968,15 @@ def main(argv: list[str] | None = None) -> int:
             value = getattr(settings, setting.name)
             print(f"{setting.variable}={'***' if setting.secret and value else value}")
         return 0
-    if given and given.command == "deploy":
-        try:
-            return ask(settings, given.commit)
-        except KeyboardInterrupt:
-            return 130
     try:
+        if given and given.command == "deploy":
+            return ask(settings, given.commit)
         return Boop(settings, environ).serve()
     except OSError as error:
         say(f"boop can't serve: {error.strerror or error}", ERROR)
         return 1
+    except KeyboardInterrupt:  # before the signals are minded, or while asking
+        return 130
 
 
 if __name__ == "__main__":

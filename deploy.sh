@@ -117,7 +117,7 @@ trap 'kill "$lister" 2>/dev/null || :' EXIT
 
 # --- Fetch -------------------------------------------------------------------------------
 filter=() upload_pack=()
-if [[ -d $repo ]]; then         # named by our owner, so it may belong to another user
+if [[ -d ${repo#file://} ]]; then  # named by our owner, so it may belong to another user
   upload_pack=(--upload-pack 'git -c safe.directory=* upload-pack')
 fi
 git_in() { command git -c gc.autoDetach=false -C "$@"; }
