@@ -44,6 +44,7 @@ import json
 import os
 import queue
 import re
+import resource
 import select
 import signal
 import socket
@@ -70,12 +71,15 @@ VERSION = "1.0"
 
 MAX_BODY_BYTES = 25 << 20  # GitHub sends nothing larger
 SPOOL_BYTES = 256 << 10  # a larger body waits on disk until its signature is known
+MAX_UNSIGNED_FORM_BYTES = 1 << 20  # of Gitea: to be decoded before it is verified
 HEAD_DEADLINE_S = 10  # for a whole request head, however its bytes trickle in
 BODY_DEADLINE_S = 60  # and for a whole body
 SEND_TIMEOUT_S = 30  # a reader that takes nothing for so long is gone
 LINGER_S = 2  # to read on after a refusal, so that the client sees why
-MAX_CONNECTIONS = 400  # each may cost a thread and two descriptors (of 1,024)
-MAX_FOLLOWERS = 200  # of logs and of the list; they cost no thread
+MAX_CONNECTIONS = 400  # each may cost a thread and two descriptors
+MAX_FOLLOWERS = 200  # of logs and of the list; two descriptors, and no thread
+MAX_LARGE_BODIES = 16  # on disk at once: nobody has signed them yet
+DESCRIPTORS = 4096  # wanted; with fewer, fewer are served
 SPARE_WORKERS = 8  # threads kept for the next connections
 BACKLOG = 1024  # socketserver's 5 makes the kernel drop SYNs in a burst
 
@@ -100,8 +104,9 @@ UNSAFE = (
 
 
 def one_line(text: str, limit: int = 500) -> str:
-    """Untrusted text as one line that is safe in a terminal; whole up to limit."""
-    text = re.sub(UNSAFE, "?", " ".join(text[: limit * 4].split()))
+    """Untrusted text as one line, masked, safe in a terminal; whole up to limit."""
+    text = say.mask.text(text[: 1 << 16])  # before it is cut
+    text = re.sub(UNSAFE, "?", " ".join(text.split()))
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -160,6 +165,20 @@ class Mask:
         return first
 
 
+def connections_for(most: int) -> int:
+    """How many connections of two descriptors each there may be: with the followers,
+    all but a few of those that boop may open; getrlimit(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+        except (OSError, ValueError):
+            pass  # a sandbox's rule: LimitNOFILE= raises it
+    return max(8, min(most, (soft - 64) // 4))
+
+
 class Console:
     """Says things on stderr, a line each. Set up once by main, before any thread.
 
@@ -178,7 +197,7 @@ class Console:
 
     def __call__(self, text: str, priority: int = INFO) -> None:
         head = f"<{priority}>" if self.journal else time.strftime("%F %T boop: ")
-        line = head + one_line(self.mask.text(text), 2000) + "\n"
+        line = head + one_line(text, 2000) + "\n"
         try:
             os.write(2, line.encode("utf-8", "replace"))
         except OSError:
@@ -455,10 +474,13 @@ def secrets_of(settings: Settings, environ: Environ) -> dict[str, str]:
     values += [settings.secret, settings.github_token, settings.password]
     user = settings.repo_user
     if user:
-        values += [user, user.partition(":")[2], _basic(user)]
-        values += [urllib.parse.unquote(v) for v in values[-3:]]
+        name, _, password = user.partition(":")
+        values += [user, name, password, _basic(user)]
+        values += [urllib.parse.unquote(v) for v in values[-4:]]
     shown = {v: "***" for v in values if len(v) >= 8}
-    return {f"//{user}@": "//***@", **shown} if user else shown
+    if user:  # also where it is short
+        shown |= {f"//{user}@": "//***@", f"//{name}@": "//***@"}
+    return shown
 
 
 def _basic(user: str) -> str:
@@ -528,18 +550,16 @@ def ignored(why: str) -> Refusal:
     return Refusal(200, why, "ignored")
 
 
-# Headers that prove who sent a body, the strongest first. The first that is there
-# decides, also when it is empty: leaving one out, or sending a wrong one beside an
-# older one that is right, gets nobody in.
-SIGNATURE_HEADERS = (
-    "X-Hub-Signature-256",  # GitHub; Gitea and Forgejo too: sha256=<hex>
-    "X-Forgejo-Signature",  # <hex>
-    "X-Gitea-Signature",  # <hex>
-    "X-Gitlab-Token",  # the secret itself
-    "X-Hub-Signature",  # GitHub before 2020: sha1=<hex>; Bitbucket: sha256=<hex>
-)
-
-
+# Headers that prove who sent a body, the strongest first, and how each begins. The
+# first that is there decides, also when it is empty: leaving one out, or sending a
+# wrong one beside an older one that is right, gets nobody in.
+SIGNATURE_HEADERS = {
+    "X-Hub-Signature-256": {"sha256=": "sha256"},  # GitHub; Gitea and Forgejo, too
+    "X-Forgejo-Signature": {"": "sha256"},
+    "X-Gitea-Signature": {"": "sha256"},
+    "X-Gitlab-Token": {},  # the secret itself
+    "X-Hub-Signature": {"sha1=": "sha1", "sha256=": "sha256"},  # old GitHub | Bitbucket
+}
 Headers = email.message.Message  # names in any case, as http.server reads them
 
 
@@ -554,7 +574,7 @@ class Verifier:
         self._secret = secret.encode("utf-8", "surrogateescape")
         self._headers = headers
         self.header = next((h for h in SIGNATURE_HEADERS if h in headers), "")
-        value = headers.get(self.header, "").strip()
+        value = headers.get(self.header, "").strip(" \t")
         if not secret or not self.header:
             looked = ", ".join(SIGNATURE_HEADERS)
             raise Refusal(401, f"no signature: looked for {looked}")
@@ -567,14 +587,11 @@ class Verifier:
             ):
                 raise self.wrong()
             return
-        algorithm, _, digest = value.rpartition("=")
-        expected = {"X-Hub-Signature": ("sha1", "sha256")}.get(
-            self.header, ("sha256",) if "Hub" in self.header else ("", "sha256")
-        )
-        if algorithm not in expected:
-            raise Refusal(401, f"{self.header} is not of the form {expected[0]}=<hex>")
-        self._sent = digest.lower()
-        self._algorithm = algorithm or "sha256"
+        kind = value[: value.find("=") + 1]
+        algorithms = SIGNATURE_HEADERS[self.header]
+        if kind not in algorithms:
+            raise Refusal(401, f"{self.header} is not {next(iter(algorithms))}<hex>")
+        self._sent, self._algorithm = value[len(kind) :].lower(), algorithms[kind]
         self._mac = hmac.new(self._secret, digestmod=self._algorithm)
 
     def wrong(self) -> Refusal:
@@ -593,6 +610,9 @@ class Verifier:
             return
         gitea = "X-Gitea-Event" in self._headers or "X-Forgejo-Event" in self._headers
         if gitea and media_type(self._headers) == FORM:  # they sign the JSON inside it
+            if body.seek(0, os.SEEK_END) > MAX_UNSIGNED_FORM_BYTES:
+                raise Refusal(413, "a large form: let the hook send application/json")
+            body.seek(0)
             inner = form_payload(body.read())
             if inner and self._same(hmac.new(self._secret, inner, self._algorithm)):
                 return
@@ -612,22 +632,16 @@ def media_type(headers: Headers) -> str:
 
 
 def form_payload(body: bytes) -> bytes | None:
-    """The JSON that stands in a form's `payload=` field, or None."""
-    for field in body.split(b"&"):
-        name, _, value = field.partition(b"=")
-        if name == b"payload":
-            return urllib.parse.unquote_to_bytes(value.replace(b"+", b" "))
-    return None
+    """The JSON that stands in a form's `payload=` field, or None.
 
-
-# What is kept of a large payload's objects: a push of 20 MB is long lists of file
-# names, dropped as each object is complete instead of held until the end.
-_KEPT = frozenset(
-    "after author before branch changes checkout_sha clone_url closed commit commits"
-    " created default_branch deleted full_name git_http_url hash head_commit id links"
-    " html href message name new project push raw ref repository type user_name"
-    " username zen".split()
-)
+    Decoded in pieces, as a body that nobody has signed yet could be all percent signs;
+    no piece ends within a %XX.
+    """
+    field = re.search(rb"(?:^|&)payload=([^&]*)", body)
+    if not field:
+        return None
+    pieces = re.finditer(rb"(?s).{1,9000}(?<!%)(?<!%.)", field[1].replace(b"+", b" "))
+    return b"".join(urllib.parse.unquote_to_bytes(piece[0]) for piece in pieces)
 
 
 def parse(
@@ -656,7 +670,7 @@ def _json_object(body: typing.IO[bytes], kind: str) -> dict[str, typing.Any]:
         raw = body.read()
         text = (raw if kind == JSON else form_payload(raw) or b"").decode()
         del raw
-        value = json.loads(text, object_hook=_thin if len(text) > SPOOL_BYTES else None)
+        value = json.loads(text, object_hook=_without_files)
     except (ValueError, RecursionError):  # also of a number with 5,000 digits
         raise Refusal(400, f"{where} is not JSON") from None
     if not isinstance(value, dict):
@@ -664,8 +678,12 @@ def _json_object(body: typing.IO[bytes], kind: str) -> dict[str, typing.Any]:
     return value
 
 
-def _thin(value: dict[str, typing.Any]) -> dict[str, typing.Any]:
-    return {key: value[key] for key in value.keys() & _KEPT}
+def _without_files(value: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """Less a commit's lists of files: a push of 20 MB is little else, and this drops
+    them as each commit is complete instead of holding all until the end."""
+    for name in ("added", "removed", "modified"):
+        value.pop(name, None)
+    return value
 
 
 class Change(typing.NamedTuple):
@@ -771,6 +789,7 @@ FORGES = (  # Forgejo and Gitea send the event headers of those they come from, 
     ),
 )
 
+_NO_DEFAULT_BRANCH = "git could not say the default branch; set BOOP_BRANCH"
 SKIP_MARKERS = ("[skip ci]", "[ci skip]", "[no ci]", "[skip deploy]")
 
 
@@ -788,6 +807,8 @@ def _push(
         event = one_line(event, 60)
         raise ignored(f'event "{event}": only "{forge.push[0]}" is deployed')
     wanted = settings.branch or forge.default_branch(payload) or head()
+    if not wanted and settings.repo:
+        raise Refusal(503, _NO_DEFAULT_BRANCH)
     whys = []
     for change in forge.changes(payload):
         why = _unwanted(change, wanted)
@@ -829,9 +850,9 @@ def _wanted(
 ) -> Push:
     try:
         branch = branch_name(change.ref[len("refs/heads/") :])
-    except ValueError:
+    except ValueError as error:
         name = one_line(change.ref, MAX_NAME_CHARS)
-        raise Refusal(400, f'"{name}" is {_NOT_A_BRANCH}') from None
+        raise Refusal(400, f'"{name}" is {error}') from None
     if change.commit is not None and not is_commit(change.commit):
         raise Refusal(400, "the push's new commit is not a full commit id")
     return Push(
@@ -842,9 +863,6 @@ def _wanted(
         author=clean(change.author, MAX_NAME_CHARS),
         full_name=full_name(dig(payload, "repository", "full_name")),
     )
-
-
-_NOT_A_BRANCH = "not a branch name"
 
 
 def _manual(
@@ -861,7 +879,7 @@ def _manual(
         raise Refusal(400, "which repository? Set BOOP_REPO to ask by hand")
     branch = settings.branch or head()
     if not branch:
-        raise Refusal(503, "git could not say the default branch; set BOOP_BRANCH")
+        raise Refusal(503, _NO_DEFAULT_BRANCH)
     exact = commit is not None
     return Push(settings.repo, branch, commit, trigger="manual", exact=exact)
 
@@ -878,8 +896,8 @@ def clean(value: typing.Any, limit: int) -> str | None:
     surrogate, not endless, no secret. None for what is no text or empty."""
     if not isinstance(value, str):
         return None
-    text = value[:limit].replace("\0", "").encode("utf-8", "replace").decode()
-    return say.mask.text(text.strip()) or None
+    text = value[: 1 << 16].replace("\0", "").encode("utf-8", "replace").decode()
+    return say.mask.text(text.strip())[:limit] or None  # masked before it is cut
 
 
 def full_name(value: typing.Any) -> str | None:
@@ -928,7 +946,7 @@ class Deployment(typing.NamedTuple):
     finished_at: float | None = None
     duration: float | None = None  # seconds
     exact: bool = False  # exactly `commit`, not the branch's tip
-    tip: str | None = None  # the branch's tip that it settles, where not `commit`
+    tip: str | None = None  # the branch's when it ran, or a later one to be left alone
     full_name: str | None = None  # "owner/repository", as the forge's API has it
 
     @property
@@ -942,7 +960,14 @@ class Deployment(typing.NamedTuple):
         return self.status == "fail" and (self.reason or "").startswith(INTERRUPTED)
 
 
+def _target(wanted: Push | Deployment) -> str | None:
+    """The commit, if exactly that is wanted; None: the branch's tip."""
+    return wanted.commit if wanted.exact else None
+
+
+RECORD_FILES = r"([1-9][0-9]{0,14})\.(json|log|json\.damaged)"
 INTERRUPTED = "interrupted"
+STOPPED = f"{INTERRUPTED}: boop was stopped"
 PUBLIC_FIELDS = Deployment._fields[:14]  # the contract's, in its order
 PRIVATE_FIELDS = Deployment._fields[14:]  # on disk only
 _TIMES = ("queued_at", "started_at", "finished_at")
@@ -967,7 +992,7 @@ def as_json(deployment: Deployment) -> dict[str, typing.Any]:
 
 def from_json(text: str, number: int) -> Deployment:
     """A record off the disk; ValueError says what is wrong with it."""
-    record = json.loads(text)
+    record = json.loads(text, parse_constant=lambda name: name)  # NaN is no number
     if not isinstance(record, dict) or record.get("number") != number:
         raise ValueError("not the record of its number")
     fields = {k: record[k] for k in Deployment._fields if k in record}
@@ -984,7 +1009,8 @@ def from_json(text: str, number: int) -> Deployment:
     kinds = typing.get_type_hints(Deployment)
     for name, value in deployment._asdict().items():
         number_too = (int,) if "float" in str(kinds[name]) else ()
-        if not isinstance(value, (kinds[name], *number_too)):
+        right = isinstance(value, (kinds[name], *number_too))
+        if not right or isinstance(value, bool) != (kinds[name] is bool):
             raise ValueError(f"{name} is {value!r}")
     if deployment.status not in ("queued", "inprogress", "success", "fail"):
         raise ValueError(f"status is {deployment.status!r}")
@@ -1037,14 +1063,14 @@ class Deployments:
     The lock's rule: whoever changes holds it, for the sync of a new record as well,
     so that a push which shares a queued deployment is never acknowledged before that
     record is safe. Readers take no lock: a dict's get and a list of its values are
-    atomic, and what they hold are snapshots. Nothing else is locked or waited for
-    while it is held.
+    atomic, and what they hold are snapshots. Origin's lock is taken before this one,
+    Followers' after it, and none the other way round.
 
     On disk, N.json is replaced by rename(2), so it is old or new, never half. A new
     record is synced, file and folder, before `add` returns. A later state is synced
     before it replaces the record, but the folder is not: losing it to a power cut
-    costs one more run. N.log is made as the script starts: a record that is still
-    "queued" beside a log is one whose run was cut off before it could be written.
+    costs one more run. N.log is made before the script starts, and its record written
+    after: one that is still "queued" beside a log was cut off between the two.
     """
 
     def __init__(
@@ -1070,7 +1096,9 @@ class Deployments:
         self._last = 0
         self._load()
         self.unfinished = tuple(
-            d.number for d in self._records.values() if not d.finished
+            d.number
+            for d in self._records.values()
+            if not d.finished or d.interrupted  # its script may still be there
         )
         self._requeue()
 
@@ -1097,10 +1125,12 @@ class Deployments:
         """
         with self._lock:
             newest = self._newest(push.repo, push.branch)
-            wanted = (push.exact, push.exact and push.commit)
-            if newest and newest.status == "queued":
-                if wanted == (newest.exact, newest.exact and newest.commit):
-                    return self._share(newest, push)
+            if (
+                newest
+                and newest.status == "queued"
+                and _target(newest) == _target(push)
+            ):
+                return self._share(newest, push)
             deployment = Deployment(
                 self._last + 1,
                 "queued",
@@ -1122,9 +1152,7 @@ class Deployments:
 
     def catch_up(self, push: Push) -> Deployment | None:
         """Queues a tip that was looked up, unless it is dealt with. Raises OSError."""
-        with self._lock:
-            settled = self._settled(push)
-        return None if settled else self.add(push)
+        return None if self._settled(push) else self.add(push)
 
     def skip(self, push: Push) -> None:
         """Notes a tip that shall not be deployed, for catch-up to leave it alone."""
@@ -1137,13 +1165,11 @@ class Deployments:
     def start(self) -> Deployment | None:
         """Takes the queued deployment of the lowest number; only the runner may."""
         with self._lock:
-            queued = [d for d in self._records.values() if d.status == "queued"]
-            if not queued:
-                return None
-            first = min(queued)
-            return self._put(
-                first._replace(status="inprogress", started_at=time.time())
-            )
+            for d in self._records.values():  # numbers only grow
+                if d.status == "queued":
+                    started = d._replace(status="inprogress", started_at=time.time())
+                    return self._put(started)
+            return None
 
     def note(self, number: int, **fields: typing.Any) -> Deployment:
         """Keeps what has become known of an unfinished deployment."""
@@ -1151,6 +1177,13 @@ class Deployments:
             deployment = self._put(self._records[number]._replace(**fields))
             self._save(deployment)
             return deployment
+
+    def trouble(self) -> str:
+        """Why no record can be written, as far as is known, or ""; tries again."""
+        with self._lock:
+            if self.unwritable and (newest := next(reversed(self._records), None)):
+                self._save(self._records[newest])
+            return self.unwritable
 
     def finish(self, number: int, reason: str | None, duration: float) -> Deployment:
         """Ends a deployment: a success without a reason, else a fail."""
@@ -1161,10 +1194,9 @@ class Deployments:
                 finished_at=time.time(),
                 duration=round(duration, 3),
             )
-            self._save(deployment)
+            self._forget(number)
             self.totals = totals_after(self.totals, deployment)
-            self._put(deployment)
-            self._forget()
+            self._save(self._put(deployment))
             return deployment
 
     # Below, the caller holds the lock (or is __init__).
@@ -1189,20 +1221,26 @@ class Deployments:
         )
 
     def _settled(self, push: Push) -> bool:
-        """Is the tip live, on its way, or tried once for this trigger already?"""
+        """Is there nothing to do for a tip? Newest first, what is known of the branch:
+
+        - a deployment of the tip waits; or a rollback runs: the next look knows more
+        - the tip is live, runs, or has failed for this trigger already: once is enough
+        - the tip was live when a commit was rolled back to, or its message said: skip
+        - something else is live: there is
+        """
         tip = push.commit
         for d in self.newest_first():
             if (d.repo, d.branch) != (push.repo, push.branch) or d.interrupted:
                 continue
-            if d.status == "queued" or (d.status == "inprogress" and d.exact):
-                return True  # it will deploy the tip | the next look will know more
             failed = d.status == "fail"
-            if tip == d.commit and not (failed and d.trigger != push.trigger):
+            if not d.finished and (not d.tip if d.exact else d.status == "queued"):
+                return True
+            if tip == d.commit and (not failed or d.trigger == push.trigger):
                 return True
             if tip == d.tip and not (failed and d.exact):
-                return True  # it was live, and rolled back | its message said: skip
+                return True
             if d.status == "success":
-                return False  # something else is live
+                return False
         return False
 
     def _put(self, deployment: Deployment) -> Deployment:
@@ -1211,9 +1249,9 @@ class Deployments:
         self._changed(deployment)
         return deployment
 
-    def _forget(self) -> None:
+    def _forget(self, ending: int) -> None:
         """Removes what is over the number of finished deployments to keep."""
-        finished = sorted(d.number for d in self._records.values() if d.finished)
+        finished = [d.number for d in self._records.values() if d.finished] + [ending]
         for number in finished[: -self._keep]:
             del self._records[number]
             self._unsaved.discard(number)
@@ -1221,19 +1259,15 @@ class Deployments:
                 self._unlink(name)
 
     def _save(self, deployment: Deployment) -> None:
-        """Writes a record that no promise hangs on; a full disk makes it wait."""
+        """Writes a record that no promise hangs on, and those that had to wait for a
+        full disk; what can't be written now waits, too."""
         self._unsaved.add(deployment.number)
-        records = {**self._records, deployment.number: deployment}
-        for number in sorted(self._unsaved):
-            try:
-                if number in records:
-                    self._write(records[number])
-            except OSError as error:
-                if not self.unwritable:
-                    say(f"cannot write {number}.json: {error.strerror}", ERROR)
-                self.unwritable = f"cannot write records: {error.strerror}"
-                return
-            self._unsaved.discard(number)
+        try:
+            for number in sorted(self._unsaved):
+                self._write(self._records[number])
+                self._unsaved.discard(number)
+        except OSError:
+            pass  # _write has said it
 
     def _write(self, deployment: Deployment, sync_folder: bool = False) -> None:
         """Replaces N.json in one step, synced. Raises OSError; then nothing is left."""
@@ -1252,10 +1286,13 @@ class Deployments:
             os.rename(temporary, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
             if sync_folder:
                 os.fsync(self._folder)
-        except OSError:
+        except OSError as error:
             self._unlink(temporary)
             if sync_folder:
                 self._unlink(name)  # it was not promised: nobody shall find it
+            if not self.unwritable:
+                say(f"cannot write {name}: {error.strerror}", ERROR)
+            self.unwritable = f"cannot write records: {error.strerror}"
             raise
         self.unwritable = ""
 
@@ -1274,21 +1311,23 @@ class Deployments:
         for name in names:
             if name.startswith(".") and name.endswith(".json.new"):
                 self._unlink(name)
-            elif found := re.fullmatch(r"([1-9][0-9]{0,17})(\..+)", name):
+            elif found := re.fullmatch(RECORD_FILES, name):
                 self._last = max(self._last, int(found[1]))
-                records += [int(found[1])] if found[2] == ".json" else []
+                records += [int(found[1])] if found[2] == "json" else []
         for number in sorted(records):
             self._read(number)
         for name in names:
-            stem = name[: -len(".log")]
-            kept = {f"{stem}.json", f"{stem}.json.damaged"} & set(names)
-            if name.endswith(".log") and stem.isdecimal() and not kept:
-                self._unlink(name)  # retention was cut off between the two
+            found = re.fullmatch(RECORD_FILES, name)
+            stem = name.partition(".")[0]
+            if found and found[2] == "log":
+                if not {f"{stem}.json", f"{stem}.json.damaged"} & set(names):
+                    self._unlink(name)  # retention was cut off between the two
 
     def _read(self, number: int) -> None:
         path = os.path.join(self.folder, f"{number}.json")
         try:
-            with open(path, encoding="utf-8") as file:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # it may be a FIFO
+            with open(fd, encoding="utf-8") as file:
                 self._records[number] = from_json(file.read(1 << 20), number)
         except (OSError, ValueError, RecursionError) as error:
             why = getattr(error, "strerror", None) or str(error)
@@ -1350,48 +1389,6 @@ def _end_group(leader: int, signum: int) -> None:
         pass  # all gone | only processes of other users left
 
 
-def ask_tip(settings: Settings, environ: Environ, branch: str) -> tuple[str, str]:
-    """The repository's (default branch, tip of the branch), "" where there is none.
-
-    branch "" asks for the default branch's tip. Raises OSError, with git's words,
-    when git can't say within GIT_TIMEOUT_S. Source: git-ls-remote(1).
-    """
-    env = child_environment(settings, environ)
-    env["GIT_TERMINAL_PROMPT"] = "0"  # nobody is there to answer
-    env.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
-    names = ["HEAD", f"refs/heads/{branch}"] if branch else ["HEAD"]
-    local = settings.repo.startswith(("/", "file://"))  # may be another user's: trust
-    as_owner = ["--upload-pack=git -c safe.directory=* upload-pack"] if local else []
-    try:
-        git = subprocess.Popen(
-            ["git", "ls-remote", "--symref", *as_owner, "--", settings.repo, *names],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise OSError(None, f"cannot run git: {error.strerror}") from None
-    try:
-        out, err = git.communicate(timeout=GIT_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        raise OSError(None, f"no answer within {GIT_TIMEOUT_S} s") from None
-    finally:
-        if git.returncode is None:
-            _end_group(git.pid, signal.SIGKILL)  # ssh and git-remote-https, too
-            git.communicate()
-    if git.returncode:
-        words = err.decode("utf-8", "replace").strip().splitlines()
-        raise OSError(None, words[0] if words else f"exit status {git.returncode}")
-    refs: dict[str, str] = {}
-    for line in out.decode("utf-8", "replace").splitlines():
-        value, _, name = line.partition("\t")
-        refs.setdefault(f"ref: {name}" if value.startswith("ref: ") else name, value)
-    head = refs.get("ref: HEAD", "")[len("ref: refs/heads/") :]
-    return head, refs.get(f"refs/heads/{branch}" if branch else "HEAD", "")
-
-
 class Origin:
     """What boop knows of the configured repository, and how it looks for more.
 
@@ -1406,6 +1403,8 @@ class Origin:
         self._lock = threading.Lock()  # held while git is asked; Deployments' is inside
         self._head = ""
         self._trouble = ""
+        self._git: subprocess.Popen[bytes] | None = None
+        self._stopped = False
         self.wake: typing.Callable[[], None] = lambda: None  # something is queued
 
     def head(self) -> str:
@@ -1445,20 +1444,76 @@ class Origin:
             self.wake()
         return True
 
+    def stop(self) -> None:
+        """Ends the git that is under way, and asks no more."""
+        self._stopped = True
+        git = self._git
+        if git and git.returncode is None:
+            _end_group(git.pid, signal.SIGKILL)
+
     def _ask(self, branch: str) -> str:
         """The tip; trouble is said when it begins, when it changes, when it ends."""
         repo, trouble, tip = self._settings.repo, "", ""
         try:
-            head, tip = ask_tip(self._settings, self._environ, branch)
+            head, tip = self._ls_remote(branch)
             self._head = head or self._head
             if not tip:
                 trouble = f"{repo} has no branch {branch or 'yet'}"
         except OSError as error:
             trouble = f"cannot look at {repo}: {error.strerror}"
-        if trouble != self._trouble:
+        if trouble != self._trouble and not self._stopped:
             say(trouble or f"{repo} can be reached again", WARNING if trouble else INFO)
         self._trouble = trouble
         return tip
+
+    def _ls_remote(self, branch: str) -> tuple[str, str]:
+        """The repository's (default branch, tip of the branch), "" where there is none.
+
+        branch "" asks for the default branch's tip. Raises OSError, with git's words,
+        when git can't say within GIT_TIMEOUT_S. Source: git-ls-remote(1).
+        """
+        names = ["HEAD", f"refs/heads/{branch}"] if branch else ["HEAD"]
+        status, out, err = self._run_git(names)
+        if status:
+            words = err.decode("utf-8", "replace").strip().splitlines()
+            raise OSError(None, words[0] if words else f"exit status {status}")
+        refs: dict[str, str] = {}
+        for line in out.decode("utf-8", "replace").splitlines():
+            value, _, name = line.partition("\t")
+            name = f"ref: {name}" if value.startswith("ref: ") else name
+            refs.setdefault(name, value)
+        head = refs.get("ref: HEAD", "")[len("ref: refs/heads/") :]
+        return head, refs.get(f"refs/heads/{branch}" if branch else "HEAD", "")
+
+    def _run_git(self, names: list[str]) -> tuple[int, bytes, bytes]:
+        repo = self._settings.repo
+        local = repo.startswith(("/", "file://"))  # may be another user's: trust
+        as_owner = (
+            ["--upload-pack=git -c safe.directory=* upload-pack"] if local else []
+        )
+        env = child_environment(self._settings, self._environ)
+        env["GIT_TERMINAL_PROMPT"] = "0"  # nobody is there to answer
+        env.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
+        try:
+            git = self._git = subprocess.Popen(
+                ["git", "ls-remote", "--symref", *as_owner, "--", repo, *names],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise OSError(None, f"cannot run git: {error.strerror}") from None
+        with git:
+            try:
+                out, err = git.communicate(
+                    timeout=0 if self._stopped else GIT_TIMEOUT_S
+                )
+            except subprocess.TimeoutExpired:
+                _end_group(git.pid, signal.SIGKILL)  # ssh and git-remote-https, too
+                raise OSError(None, f"no answer within {GIT_TIMEOUT_S} s") from None
+        return git.returncode, out, err
 
 
 class Log:
@@ -1505,7 +1560,7 @@ class Log:
 
     def line(self, text: str) -> None:
         """A line of boop's own."""
-        text = one_line(say.mask.text(text), 2000)
+        text = one_line(text, 2000)
         self._write(b"\n" * (not self._at_line_start) + f"boop: {text}\n".encode())
 
     def _write(self, data: bytes) -> None:
@@ -1620,9 +1675,10 @@ class Runner:
             self.grown,
         )
         log.line(_first_line(deployment))
-        if deployment.trigger == "manual" or (deployment.exact and not deployment.tip):
+        by_hand = deployment.trigger == "manual" or deployment.exact
+        if by_hand and deployment.repo == self._settings.repo:
             tip = self._origin.tip(deployment.branch) or None
-            commit = deployment.commit or (None if deployment.exact else tip)
+            commit = deployment.commit or tip
             deployment = self._deployments.note(number, tip=tip, commit=commit)
         reason = self._script(deployment, log)
         seconds = self._clock() - begun
@@ -1636,7 +1692,7 @@ class Runner:
     def _script(self, deployment: Deployment, log: Log) -> str | None:
         """Runs the script; why it failed, or None."""
         if self._stop:
-            return f"{INTERRUPTED}: boop was stopped"
+            return STOPPED
         work = os.path.join(self._deployments.folder, "work")
         try:
             os.makedirs(work, exist_ok=True)
@@ -1669,8 +1725,12 @@ class Runner:
         """Until the script has ended: its output into the log. Why boop ended it, or
         None. Once told to end, it is over when nobody holds its output any more."""
         assert script.stdout
-        pipe, ended = script.stdout.fileno(), os.pidfd_open(script.pid)
+        pipe = script.stdout.fileno()
         os.set_blocking(pipe, False)
+        try:
+            ended = os.pidfd_open(script.pid)
+        except OSError as error:
+            return f"cannot watch the script: {error.strerror}"
         poll = select.poll()
         waiting = {pipe, ended}
         for fd in (pipe, ended, self._bell.fd):
@@ -1680,10 +1740,10 @@ class Runner:
             while ended in waiting or (why and pipe in waiting):
                 left = deadline - self._clock()
                 if self._stop_now or (why and left <= 0):
-                    return why or f"{INTERRUPTED}: boop was stopped"
+                    return why or STOPPED
                 if not why and (self._stop or left <= 0):
-                    why = f"timed out after {self._settings.timeout} s"
-                    why = f"{INTERRUPTED}: boop was stopped" if self._stop else why
+                    limit = f"timed out after {self._settings.timeout} s"
+                    why = STOPPED if self._stop else limit
                     _end_group(script.pid, signal.SIGTERM)
                     deadline = self._clock() + GRACE_S
                     continue
@@ -1721,14 +1781,20 @@ class Runner:
         marks = {f"BOOP_NUMBER={number}".encode() for number in numbers}
         deadline, signum = self._clock() + GRACE_S, signal.SIGTERM
         seen: set[int] = set()
-        while marks and (orphans := set(_having(state, marks))):
-            if self._clock() > deadline or self._stop_now:
+        quiet = 0
+        while (
+            marks and quiet < 2
+        ):  # in the middle of exec(2) a process has no environment
+            orphans = set(_having(state, marks))
+            quiet = 0 if orphans else quiet + 1
+            late = self._clock() > deadline or self._stop_now
+            if late and signum == signal.SIGTERM:
                 signum, seen = signal.SIGKILL, set()
             for pid in orphans - seen:
                 say(f"ending process {pid}, left by a killed boop", NOTICE)
                 try:
                     os.kill(pid, signum)
-                except ProcessLookupError:
+                except (ProcessLookupError, PermissionError):
                     pass
             seen |= orphans
             time.sleep(0.02)
@@ -1737,12 +1803,15 @@ class Runner:
 def script_environment(
     settings: Settings, environ: Environ, deployment: Deployment
 ) -> dict[str, str]:
-    """What the script is told, as the contract lists it."""
+    """What the script is told: deploy.sh's head and README list it."""
+    configured = (
+        deployment.repo == settings.repo
+    )  # it may have been another when queued
     return {
         **child_environment(settings, environ),
         "BOOP_NUMBER": str(deployment.number),
         "BOOP_TRIGGER": deployment.trigger,
-        "BOOP_REPO": settings.full_repo or deployment.repo,
+        "BOOP_REPO": settings.full_repo if configured else deployment.repo,
         "BOOP_BRANCH": deployment.branch,
         "BOOP_COMMIT": deployment.commit or "",
         "BOOP_EXACT": "1" if deployment.exact else "",
@@ -1753,27 +1822,33 @@ def script_environment(
 
 def run_notify(program: str, env: dict[str, str], timeout: float) -> str | None:
     """Runs BOOP_NOTIFY; why it failed, with its first words, or None."""
-    with tempfile.TemporaryFile() as out:
+    try:
+        child = subprocess.Popen(
+            [program],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:
+        return f"cannot be run: {error}"
+    words, deadline = b"", time.monotonic() + timeout
+    with child:
+        assert child.stdout
+        while select.select(
+            [child.stdout], [], [], max(0, deadline - time.monotonic())
+        )[0]:
+            part = os.read(child.stdout.fileno(), PIPE_BYTES)
+            if not part:
+                break
+            words = (words + part)[:PIPE_BYTES]
         try:
-            child = subprocess.Popen(
-                [program],
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-        except (OSError, ValueError) as error:
-            return f"cannot be run: {error}"
-        try:
-            why = _exit_reason(child.wait(timeout))
+            why = _exit_reason(child.wait(max(0, deadline - time.monotonic())))
         except subprocess.TimeoutExpired:
             why = f"timed out after {timeout} s"
             _end_group(child.pid, signal.SIGKILL)
-            child.wait()
-        out.seek(0)
-        words = out.read(300).decode("utf-8", "replace")
-        return why and f"{why}: {words}"
+    return why and f"{why}: {one_line(words.decode('utf-8', 'replace'), 300)}"
 
 
 def _having(state: bytes, marks: set[bytes]) -> typing.Iterator[int]:
@@ -1869,7 +1944,7 @@ class Reporter:
         if not self._settings.github_token or not d.commit or not name:
             return
         state = {"success": "success", "fail": "failure"}.get(d.status, "pending")
-        words = {"queued": "waiting", "inprogress": "deploying", "success": "deployed"}
+        words = {"inprogress": "deploying", "success": "deployed"}
         body = {"state": state, "context": "boop"}
         body["description"] = one_line(d.reason or words.get(d.status, ""), 140)
         link = self._settings.web(f"log/{d.number}")
@@ -1886,7 +1961,6 @@ class Reporter:
         import urllib.request
 
         headers = {
-            "Authorization": f"token {self._settings.github_token}",
             "Accept": "application/vnd.github+json",
             "Content-Type": JSON,
             "User-Agent": f"boop/{VERSION}",
@@ -1895,8 +1969,14 @@ class Reporter:
         for attempt in range(self.TRIES):
             try:
                 request = urllib.request.Request(url, body, headers)
-                urllib.request.urlopen(request, timeout=self.TIMEOUT_S).close()
-                return
+                request.add_unredirected_header(
+                    "Authorization", f"token {self._settings.github_token}"
+                )
+                with urllib.request.urlopen(request, timeout=self.TIMEOUT_S) as answer:
+                    if answer.geturl() == url:
+                        return
+                    why = f"it is at {answer.geturl()} now"
+                    break
             except urllib.error.HTTPError as error:
                 why = f"{error.code} {error.reason}"
                 error.close()
@@ -1909,7 +1989,7 @@ class Reporter:
         say(f"commit status not sent, {url}: {why}", WARNING)
 
     def _notify(self, d: Deployment) -> None:
-        """Runs BOOP_NOTIFY; it has its time, and what it prints goes to our stderr."""
+        """Runs BOOP_NOTIFY, and says why it failed."""
         url = self._settings.web(f"log/{d.number}")
         more = {
             "BOOP_STATUS": d.status,
@@ -2940,25 +3020,27 @@ class Followers:
         self._all: dict[int, Follower] = {}  # by descriptor
         self._poll = select.poll()
         self._poll.register(self._bell.fd, select.POLLIN)
+        self._most = connections_for(MAX_FOLLOWERS)
 
     def full(self) -> bool:
         """Are there as many as boop serves?"""
-        return len(self._all) + len(self._new) >= MAX_FOLLOWERS
+        return len(self._all) + len(self._new) >= self._most
 
     def add(self, follower: Follower) -> None:
         """Takes over a non-blocking connection whose response head has been sent."""
         with self._lock:
             self._new.append(follower)
             if not self._thread:
-                self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=self._run, name="follower", daemon=True
                 )
-                self._thread.start()
+                thread.start()
+                self._thread = thread
         self._bell.ring()
 
     def news(self, changed: Deployment | None = None) -> None:
         """A log has grown, or a deployment changed. Costs nothing without followers."""
-        if self._thread:
+        if self._all or self._new:
             if changed:
                 with self._lock:
                     self._changed.append(changed)
@@ -3110,6 +3192,7 @@ class Site:
         self.followers, self.wake, self.health = followers, wake, health
         self._cache: dict[tuple[str, bool], tuple[typing.Hashable, Page]] = {}
         self._started = time.time_ns()
+        self.large_bodies = threading.Semaphore(MAX_LARGE_BODIES)
 
     def listed(self, form: str, color: bool) -> Page:
         """The list, made anew when it has changed, or shows a time that has. No lock:
@@ -3148,8 +3231,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         ("POST", re.compile("/deploy"), "deploy", False),
         ("GET", re.compile("/"), "list", True),
         ("GET", re.compile("/log/(latest|[1-9][0-9]{0,17})"), "log", True),
-        ("GET", re.compile("/boop.(css|js)"), "asset", False),
-        ("GET", re.compile("/badge.svg"), "badge", False),
+        ("GET", re.compile(r"/boop\.(css|js)"), "asset", False),
+        ("GET", re.compile(r"/badge\.svg"), "badge", False),
         ("GET", re.compile("/metrics"), "metrics", True),
         ("GET", re.compile("/healthz"), "healthz", False),
     )
@@ -3185,18 +3268,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.request_version = "HTTP/1.0"
         try:
             self._path, _, query = self.path.partition("?")
-            if "://" in self._path:  # absolute-form, RFC 9112, 3.2.2
-                self._path = urllib.parse.urlsplit(self._path).path
+            if "://" in self._path:  # http://host/log/7: absolute-form, RFC 9112, 3.2.2
+                self._path = "/" + "".join(self._path.split("/", 3)[3:])
+            if self.headers.defects:
+                self.close_connection = True  # who knows where this request ends?
+                raise Refusal(400, "a line in the request's head is no header")
             self.query = {name.partition("=")[0] for name in query.split("&")}
+            if self._path != "/deploy" and (
+                "Content-Length" in self.headers or "Transfer-Encoding" in self.headers
+            ):
+                self.close_connection = True  # behind a body that nobody reads
             self._route()
         except Refusal as refusal:
             self._refuse(refusal)
-        except TimeoutError:
-            self._refuse(Refusal(408, f"the request took over {BODY_DEADLINE_S} s"))
-        if self._path != "/deploy" and (
-            "Content-Length" in self.headers or "Transfer-Encoding" in self.headers
-        ):
-            self.close_connection = True  # behind a body that nobody has read
 
     def _route(self) -> None:
         method = "GET" if self.command == "HEAD" else self.command
@@ -3309,18 +3393,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         settings = self.site.settings
         if not settings.secret:
             raise Refusal(503, "no secret is set: boop can't know a push (BOOP_SECRET)")
-        length = self._length()
+        self._length()
         verifier = Verifier(settings.secret, self.headers)
         with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as body:
-            try:
-                self._receive(length, body, verifier)
-            except OSError as error:
-                if error.errno is None or isinstance(
-                    error, ConnectionError | TimeoutError
-                ):
-                    raise
-                raise Refusal(503, f"cannot keep the body: {error.strerror}") from None
-            body.seek(0)
+            self._receive(self._length(), body, verifier)
             verifier.check(body)
             body.seek(0)
             try:
@@ -3353,18 +3429,38 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return int(length)
 
     def _receive(self, length: int, body: typing.IO[bytes], verifier: Verifier) -> None:
+        """Takes the body in, and leaves it to be read from its beginning."""
         if self._expects:
             self.send_response_only(100)
             self.end_headers()
             self.wfile.flush()
         self._deadline.at = time.monotonic() + BODY_DEADLINE_S
+        large = length > SPOOL_BYTES
+        if large and not self.site.large_bodies.acquire(blocking=False):
+            raise Refusal(503, "boop has all the large bodies it takes at once")
+        try:
+            self._copy(length, body, verifier)
+        finally:
+            if large:
+                self.site.large_bodies.release()
+
+    def _copy(self, length: int, body: typing.IO[bytes], verifier: Verifier) -> None:
         while length:
-            part = self.rfile.read1(min(length, PIPE_BYTES))
+            try:
+                part = self.rfile.read1(min(length, PIPE_BYTES))
+            except TimeoutError:
+                why = f"the body took over {BODY_DEADLINE_S} s"
+                raise Refusal(408, why) from None
             if not part:
                 raise Refusal(400, f"the body ended {length} bytes early")
             verifier.update(part)
-            body.write(part)
             length -= len(part)
+            try:
+                body.write(part)
+                if not length:
+                    body.seek(0)  # writes what is buffered
+            except OSError as error:
+                raise Refusal(503, f"cannot keep the body: {error.strerror}") from None
 
     def handle_expect_100(self) -> bool:
         """http.server would ask for the body before its length is looked at."""
@@ -3403,9 +3499,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _log_page(self, deployment: Deployment, newest: list[Deployment]) -> Page:
         numbers = [d.number for d in newest]
-        at = numbers.index(deployment.number)
-        newer = numbers[at - 1] if at else None
-        older = numbers[at + 1] if at + 1 < len(numbers) else None
+        newer = min((n for n in numbers if n > deployment.number), default=None)
+        older = max((n for n in numbers if n < deployment.number), default=None)
         tail, more = b"", False
         try:
             path = self.site.deployments.log_path(deployment.number)
@@ -3523,6 +3618,7 @@ class Door:
         self._lock = threading.Condition()  # for the next two; told when one closes
         self._idle = 0
         self._open: set[socket.socket] = set()
+        self._most = connections_for(MAX_CONNECTIONS)
         self._queue: queue.SimpleQueue[tuple[socket.socket, typing.Any]]
         self._queue = queue.SimpleQueue()
 
@@ -3544,7 +3640,7 @@ class Door:
 
     def _give(self, connection: socket.socket, address: typing.Any) -> bool:
         with self._lock:
-            if len(self._open) >= MAX_CONNECTIONS:
+            if len(self._open) >= self._most:
                 return False
             self._open.add(connection)
             idle, self._idle = self._idle, max(0, self._idle - 1)
@@ -3713,7 +3809,8 @@ class Boop:
         )
         self._door = Door(listener, site)
         self._looking = threading.Lock()  # held by the one catch-up at a time
-        self._look_again = threading.Event()  # for one that waits to try again
+        self._look_now = threading.Event()  # for one that waits to try again
+        self._look_for = ""  # the trigger
 
     def serve(self) -> int:
         """The daemon's life: until a signal ends it. The exit status."""
@@ -3750,7 +3847,10 @@ class Boop:
             sd_notify(self._environ, RELOADING=1, MONOTONIC_USEC=now)
             self._look("catch-up")
             sd_notify(self._environ, READY=1)
-        return signal.SIGTERM in signums or signal.SIGINT in signums
+        asked = signums.count(signal.SIGTERM) + signums.count(signal.SIGINT)
+        if asked > 1:
+            self._runner.stop(now=True)
+        return asked > 0
 
     def _end(self) -> int:
         """Takes no more requests, ends the script, lets everyone have the end."""
@@ -3758,6 +3858,7 @@ class Boop:
         say("stopping")
         self._door.listener.close()
         self._runner.stop()
+        self._origin.stop()
         while not self._runner.done.is_set():
             ready, _, _ = select.select([self._signals, self._bell.fd], [], [])
             self._bell.hear()
@@ -3788,29 +3889,33 @@ class Boop:
         """Why boop can't do its work, or ""."""
         if self._runner.done.is_set():
             return "stopping"
-        return self._deployments.unwritable
+        return self._deployments.trouble() if self._deployments.unwritable else ""
 
     def _look(self, trigger: str) -> None:
         """Looks at the branch's tip, in a thread of its own: git may take its time."""
-        self._look_again.set()
+        self._look_for = trigger
+        self._look_now.set()
         if self._settings.repo and self._looking.acquire(blocking=False):
             threading.Thread(
-                target=self._catch_up, args=(trigger,), name="catch-up", daemon=True
+                target=self._catch_up, name="catch-up", daemon=True
             ).start()
 
-    def _catch_up(self, trigger: str) -> None:
-        """The thread: until the repository could be asked; a new look asks at once."""
+    def _catch_up(self) -> None:
+        """The thread: until the repository could be asked, and nobody asked since."""
         pause = RETRY_S
         try:
-            self._look_again.clear()
-            while not self._origin.catch_up(trigger):
-                self._look_again.wait(pause)
-                self._look_again.clear()
-                pause = min(2 * pause, MAX_RETRY_S)
+            while True:
+                self._look_now.clear()
+                if not self._origin.catch_up(self._look_for):
+                    self._look_now.wait(pause)
+                    pause = min(2 * pause, MAX_RETRY_S)
+                elif not self._look_now.is_set():
+                    break
         except Exception as error:  # noqa: BLE001  the thread's edge
-            say(f"{trigger}: {type(error).__name__}: {error}", ERROR)
-        finally:
-            self._looking.release()
+            say(f"{self._look_for}: {type(error).__name__}: {error}", ERROR)
+        self._looking.release()
+        if self._look_now.is_set():  # since the thread's last look at it
+            self._look(self._look_for)
 
     def _welcome(self) -> None:
         s = self._settings
@@ -3840,7 +3945,7 @@ def ask(settings: Settings, commit: str | None) -> int:
     """`boop.py deploy [COMMIT]`: asks the boop that runs with these settings, prints
     the log as it grows. 0 on success, 1 on a fail or where it can't be asked."""
     body = json.dumps({"commit": commit} if commit else {}).encode()
-    digest = hmac.new(settings.secret.encode(), body, "sha256").hexdigest()
+    digest = hmac.new(os.fsencode(settings.secret), body, "sha256").hexdigest()
     headers = {"Content-Type": JSON, "X-Hub-Signature-256": f"sha256={digest}"}
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     where = f"boop at {host} port {settings.port}"
@@ -3849,13 +3954,13 @@ def ask(settings: Settings, commit: str | None) -> int:
         return 1
     try:
         answer = _request(settings, host, "POST", "/deploy", body, headers)
-        log = f"/{answer['log']}"
+        log = f"/log/{answer['deployment']:d}"
         _request(settings, host, "GET", f"{log}?follow", copy=True)
         record = _request(settings, host, "GET", log, headers={"Accept": JSON})
     except Refusal as refusal:
         say(f"{where} refused: {refusal.why}", ERROR)
         return 1
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         say(f"{where} does not answer: {why}", ERROR)
         return 1
@@ -3877,7 +3982,7 @@ def _request(
     """
     headers = dict(headers or {})
     if settings.password:
-        login = base64.b64encode(b"boop:" + settings.password.encode()).decode()
+        login = base64.b64encode(b"boop:" + os.fsencode(settings.password)).decode()
         headers["Authorization"] = f"Basic {login}"
     connection = http.client.HTTPConnection(host, settings.port, timeout=None)
     connection.request(method, path, body, headers)

@@ -153,6 +153,12 @@ class Daemon:
         self.argv = [*prefix, sys.executable, str(HERE / "boop.py"), *argv]
         self.lines: list[str] = []
 
+    def patch(self, code: str) -> None:
+        """Runs boop with some of its constants changed."""
+        code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import boop; {code}"
+        at = self.argv.index(str(HERE / "boop.py"))
+        self.argv[at : at + 1] = ["-c", f"{code}; sys.exit(boop.main(sys.argv[1:]))"]
+
     def write_script(self, body: str) -> None:
         """A bash script; replaced in one step, as boop may be starting it."""
         new = self.script.with_suffix(".new")
@@ -307,6 +313,11 @@ class Case(unittest.TestCase):
     def _end(self, daemon: Daemon) -> None:
         """No test ends with a traceback on boop's stderr, whatever it tested."""
         if hasattr(daemon, "process"):
+            if daemon.process.poll() is None:  # so that it ends its script, at once
+                daemon.process.send_signal(signal.SIGTERM)
+                daemon.process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    daemon.process.wait(5)
             _, said = daemon.stop(signal.SIGKILL)
             self.assertNotIn("Traceback", said)
 
@@ -1504,6 +1515,7 @@ class Following(Case):
         for s in leave:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             s.close()  # by a reset
+        until(lambda: descriptors(b.process.pid) <= before + 50, "those who left gone")
         self.open_gate(gate)
         for s in stay:
             self.until_line(s, b"\n1000\n")
@@ -1779,7 +1791,9 @@ class Stopping(Case):
 
     def test_a_second_signal_ends_the_script_at_once(self) -> None:
         on = self.folder / "on"
-        b = self.boop(f"trap '' TERM; echo > {on}; while :; do sleep 9; done")
+        b = self.daemon(f"trap '' TERM; echo > {on}; while :; do sleep 9; done")
+        b.patch("boop.GRACE_S = 1000")
+        b.start()
         b.push()
         until(on.exists, "the script")
         b.process.send_signal(signal.SIGTERM)
@@ -2041,6 +2055,35 @@ class Forges(Case):
             self.assertIn(marker, answer.json["ignored"])
         message = {"message": "Document skip ci"}
         self.assertEqual(b.hook(github_push(head_commit=head | message)).status, 202)
+
+    def test_what_catch_up_leaves_alone(self) -> None:
+        """Deployments.catch_up, without a process: what is settled, and what is not."""
+        ds = boop.Deployments(str(self.folder / "s"), 100, lambda d: None)
+
+        def tip(letter: str, **more: typing.Any) -> boop.Push:
+            return boop.Push(
+                "/r", "main", letter * 40, **{"trigger": "catch-up", **more}
+            )
+
+        def run(push: boop.Push, reason: str | None = None, **known: str) -> None:
+            number = ds.add(push).number
+            ds.start()
+            ds.note(number, **known)
+            ds.finish(number, reason, 1.0)
+
+        run(tip("a"))
+        self.assertIsNone(ds.catch_up(tip("a")))  # live
+        ds.skip(tip("b"))
+        self.assertIsNone(ds.catch_up(tip("b")))  # its message said: skip
+        run(tip("c"), "exit status 1")
+        self.assertIsNone(ds.catch_up(tip("c")))  # failed for this trigger
+        run(tip("c", trigger="poll"), "exit status 1")
+        self.assertIsNone(ds.catch_up(tip("c", trigger="poll")))
+        run(tip("a", trigger="manual", exact=True), tip="c" * 40)
+        self.assertIsNone(ds.catch_up(tip("c")))  # rolled back from
+        again = ds.catch_up(tip("d"))  # the branch has moved
+        self.assertEqual((again.commit, again.status), ("d" * 40, "queued"))
+        self.assertIsNone(ds.catch_up(tip("e")))  # the queued one will deploy it
 
     def test_a_skipped_tip_is_not_caught_up_with_either(self) -> None:
         checkout = site(self.folder)
