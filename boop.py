@@ -78,7 +78,7 @@ SEND_TIMEOUT_S = 30  # a reader that takes nothing for so long is gone
 LINGER_S = 2  # to read on after a refusal, so that the client sees why
 MAX_CONNECTIONS = 400  # each may cost a thread and two descriptors
 MAX_FOLLOWERS = 200  # of logs and of the list; two descriptors, and no thread
-MAX_LARGE_BODIES = 16  # on disk at once: nobody has signed them yet
+MAX_LARGE_BODIES = 8  # on disk at once: nobody has signed them yet
 DESCRIPTORS = 4096  # wanted; with fewer, fewer are served
 SPARE_WORKERS = 8  # threads kept for the next connections
 BACKLOG = 1024  # socketserver's 5 makes the kernel drop SYNs in a burst
@@ -127,8 +127,8 @@ class Mask:
         """The text with every secret replaced."""
         if not self._secrets:
             return text
-        data = text.encode("utf-8", "surrogateescape")
-        return self._replace(data).decode("utf-8", "surrogateescape")
+        data = text.encode("utf-8", "surrogatepass")
+        return self._replace(data).decode("utf-8", "surrogatepass")
 
     def feed(self, data: bytes) -> bytes:
         """The next part of a stream; what may be a secret's beginning is held back."""

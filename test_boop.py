@@ -27,11 +27,14 @@ import json
 import os
 import pathlib
 import queue
+import random
 import re
+import resource
 import shutil
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import tempfile
@@ -153,11 +156,12 @@ class Daemon:
         self.argv = [*prefix, sys.executable, str(HERE / "boop.py"), *argv]
         self.lines: list[str] = []
 
-    def patch(self, code: str) -> None:
+    def patch(self, *lines: str) -> None:
         """Runs boop with some of its constants changed."""
-        code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import boop; {code}"
+        code = [f"import sys; sys.path.insert(0, {str(HERE)!r}); import boop", *lines]
         at = self.argv.index(str(HERE / "boop.py"))
-        self.argv[at : at + 1] = ["-c", f"{code}; sys.exit(boop.main(sys.argv[1:]))"]
+        code.append("sys.exit(boop.main(sys.argv[1:]))")
+        self.argv[at : at + 1] = ["-c", "\n".join(code)]
 
     def write_script(self, body: str) -> None:
         """A bash script; replaced in one step, as boop may be starting it."""
@@ -3903,6 +3907,1801 @@ if not HAS_SYSTEMD and not os.environ.get(BOOTED):
     print("no with-systemd, or not root: boop.service is not tested", file=sys.stderr)
 
 
+# --- Faults: what the tests share -----------------------------------------------------
+
+
+class Footprint(typing.NamedTuple):
+    """What a process holds, proc(5)."""
+
+    descriptors: int
+    threads: int
+    rss_kb: int
+    peak_kb: int
+
+
+def footprint(pid: int) -> Footprint:
+    text = status_of(pid)
+    threads, rss, peak = (
+        int(re.search(rf"{name}:\s+(\d+)", text)[1])
+        for name in ("Threads", "VmRSS", "VmHWM")
+    )
+    return Footprint(len(os.listdir(f"/proc/{pid}/fd")), threads, rss, peak)
+
+
+def patched(daemon: Daemon, **constants: float) -> Daemon:
+    """The daemon with other limits, so that nobody waits a minute for a deadline."""
+    daemon.patch(*(f"boop.{name} = {value!r}" for name, value in constants.items()))
+    return daemon
+
+
+def push_request(payload: object = None, path: str = "/deploy", **more: str) -> bytes:
+    """A signed delivery as raw bytes."""
+    body = json.dumps(github_push() if payload is None else payload).encode()
+    headers = {
+        "Host": "x",
+        "Content-Type": "application/json",
+        "X-GitHub-Event": "push",
+        "X-Hub-Signature-256": sign(body),
+        "Content-Length": str(len(body)),
+        **{name.replace("_", "-"): value for name, value in more.items()},
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+def elsewhere(repo: str, branch: str) -> dict:
+    """A push to a repository and its default branch."""
+    repository = github_push()["repository"]
+    repository |= {"clone_url": repo, "default_branch": branch}
+    return github_push(branch, repository=repository)
+
+
+def statuses(answer: bytes) -> list[int]:
+    """Those of all the responses in what came back."""
+    return [int(s) for s in re.findall(rb"(?m)^HTTP/1\.[01] (\d{3}) ", answer)]
+
+
+def record_of(number: int, **fields: object) -> dict:
+    """A record as the contract has it."""
+    when = f"2024-05-01T10:{number:02}:00.000Z"
+    return {
+        "number": number,
+        "status": "success",
+        "reason": None,
+        "trigger": "push",
+        "repo": "https://github.com/Codertocat/Hello-World.git",
+        "branch": "main",
+        "commit": "1" * 40,
+        "message": "Fix typo",
+        "author": "Ann Author",
+        "pushes": 1,
+        "queued_at": when,
+        "started_at": when,
+        "finished_at": when,
+        "duration": 0.5,
+        **fields,
+    }
+
+
+# --- The soak -------------------------------------------------------------------------
+
+
+class Soak:
+    """Kills boop at random moments under load, and accounts for every 202.
+
+    A push is lost if no run of the script for its repository and branch, which ended
+    well, started after the push was sent. (Not: after its 202 was received. The run
+    may start while the 202 is on its way.)
+    """
+
+    SCRIPT = """
+        exec 9>>../lock
+        flock -n 9 || echo "overlap $BOOP_NUMBER" >> ../ledger
+        trap 'sleep 0.1; exit 1' TERM
+        echo "start $BOOP_NUMBER $BOOP_REPO $BOOP_BRANCH $EPOCHREALTIME" >> ../ledger
+        sleep 0.0$((RANDOM % 10)) & wait $!
+        echo "end $BOOP_NUMBER" >> ../ledger
+        """
+    REPOS = "https://h.example/one", "https://h.example/two"
+    BRANCHES = "main", "live", "next"
+
+    def __init__(self, folder: pathlib.Path, seed: int | None = None) -> None:
+        self.seed = random.randrange(1 << 32) if seed is None else seed
+        self.random = random.Random(self.seed)
+        self.boop = Daemon(folder, self.SCRIPT, BOOP_KEEP="1000000")
+        self.boop.port = 1
+        self.over = threading.Event()
+        self.accepted: list[tuple[str, str, float, int]] = []
+        self.wrong: list[str] = []
+        self.kills = self.early = self.stops = self.lost = self.runs = 0
+        self.interrupted = 0
+
+    def __str__(self) -> str:
+        return (
+            f"soak: seed {self.seed}, {self.kills} kills ({self.early} of them at"
+            f" start-up), {self.stops} stops, {len(self.accepted)} pushes accepted,"
+            f" {self.lost} lost, {self.runs} runs, {self.interrupted} interrupted,"
+            f" {len(self.wrong)} wrong"
+        )
+
+    def run(self, seconds: float) -> Soak:
+        seeds = [self.random.random() for _ in range(4)]
+        pushers = [threading.Thread(target=self._pusher, args=(s,)) for s in seeds]
+        for thread in pushers:
+            thread.start()
+        try:
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                self._live_and_die()
+            self.over.set()
+            self.boop.start()
+            until(lambda: not self._unfinished(), "the end of the last run")
+        finally:
+            self.over.set()
+            for thread in pushers:
+                thread.join()
+            self._note_end(*self.boop.stop())
+        self._account()
+        return self
+
+    def _unfinished(self) -> list[dict]:
+        return [
+            d for d in self.boop.records() if d["status"] not in ("success", "fail")
+        ]
+
+    def _live_and_die(self) -> None:
+        early = self.random.random() < 0.25
+        self.boop.start(listening=not early)
+        self.over.wait(self.random.random() * (0.15 if early else 0.4))
+        stop = self.random.random() < 0.2
+        self.kills, self.stops = self.kills + (not stop), self.stops + stop
+        self.early += early and not stop
+        self._note_end(*self.boop.stop(signal.SIGTERM if stop else signal.SIGKILL))
+
+    def _note_end(self, status: int, said: str) -> None:
+        """-15: a SIGTERM before boop has installed a handler for it."""
+        if status not in (0, -signal.SIGKILL, -signal.SIGTERM):
+            self.wrong.append(f"boop ended by itself with {status}: {said}")
+        self.wrong += [s for s in said.splitlines() if re.search("Traceback|Error", s)]
+
+    def _pusher(self, seed: float) -> None:
+        rng = random.Random(seed)
+        while not self.over.is_set():
+            repo, branch = rng.choice(self.REPOS), rng.choice(self.BRANCHES)
+            sent = time.time()
+            try:
+                answer = self.boop.hook(elsewhere(repo, branch))
+            except (OSError, http.client.HTTPException):
+                self.over.wait(0.005)  # between two lives
+                continue
+            if answer.status == 202:
+                number = answer.json["deployment"]
+                self.accepted.append((repo, branch, sent, number))
+            else:
+                self.wrong.append(f"answered {answer.status}: {answer.text}")
+            self.over.wait(rng.random() * 0.02)
+
+    def _account(self) -> None:
+        started: dict[int, tuple[str, str, float]] = {}
+        open_runs: list[int] = []
+        for line in (self.boop.state / "ledger").read_text().splitlines():
+            what, number, *rest = line.split()
+            if what == "overlap":
+                self.wrong.append(f"{line}, beside one of {open_runs[-3:]}")
+            elif what == "start":
+                if int(number) in started:
+                    self.wrong.append(f"{number} was run twice")
+                repo, branch, when = rest
+                started[int(number)] = repo, branch, float(when)
+                open_runs.append(int(number))
+            else:
+                open_runs.remove(int(number))
+        self.runs = len(started)
+        records = self._records()
+        last: dict[tuple[str, str], float] = {}
+        for number, (repo, branch, when) in started.items():
+            if records.get(number, {}).get("status") == "success":
+                last[repo, branch] = max(when, last.get((repo, branch), 0))
+        for repo, branch, sent, number in self.accepted:
+            self.lost += sent > last.get((repo, branch), 0)
+            record = records.get(number, {})
+            if (record.get("repo"), record.get("branch")) != (repo, branch):
+                self.wrong.append(f"{number} was promised to {branch} of {repo}")
+        self._account_for_records(records)
+
+    def _records(self) -> dict[int, dict]:
+        records = {}
+        for path in self.boop.state.iterdir():
+            if path.name.startswith(".") or path.name.endswith(".damaged"):
+                self.wrong.append(f"left over: {path.name}")
+            elif path.suffix == ".json":
+                records[int(path.stem)] = json.loads(path.read_text())
+        if sorted(records) != list(range(1, len(records) + 1)):
+            self.wrong.append("a number was skipped")
+        return records
+
+    def _account_for_records(self, records: dict[int, dict]) -> None:
+        newest: dict[tuple[str, str], int] = {}
+        for number, d in records.items():
+            key = d["repo"], d["branch"]
+            newest[key] = max(number, newest.get(key, 0))
+        for number, d in records.items():
+            cut = (d["reason"] or "").startswith("interrupted")
+            self.interrupted += cut
+            if d["status"] != "success" and not cut:
+                self.wrong.append(f"{number} is {d['status']}: {d['reason']}")
+            if cut and newest[d["repo"], d["branch"]] == number:
+                self.wrong.append(f"{number} was interrupted and never run again")
+
+
+# --- A 202 is a promise ---------------------------------------------------------------
+
+
+class Promises(Case):
+    """kill -9, and what it leaves running."""
+
+    def test_kill_9_at_random_moments_loses_no_202_and_overlaps_no_run(self) -> None:
+        tool("flock", "util-linux")
+        soak = Soak(self.folder).run(8)
+        print(soak, file=sys.stderr)
+        self.assertEqual(soak.wrong, [], soak)
+        self.assertEqual(soak.lost, 0, soak)
+        self.assertGreater(min(soak.kills, len(soak.accepted), soak.runs), 5, soak)
+
+    def orphan(self, body: str, **constants: float) -> tuple[Daemon, int]:
+        """A boop killed while its first run stands in body; the run's process."""
+        b = patched(self.daemon(""), **constants)
+        b.write_script(
+            f"""
+            [ "$BOOP_NUMBER" = 1 ] || {{
+                grep -qs "^State:.[^Z]" /proc/$(<../orphan)/status &&
+                    echo beside the orphan
+                exit 0
+            }}
+            {body}
+            """
+        )
+        b.start().push()
+        pid = int(until(lambda: self.first_line(b.state / "orphan"), "the orphan"))
+        self.addCleanup(self.kill, pid)
+        b.stop(signal.SIGKILL)
+        self.assertTrue(alive(pid))
+        return b, pid
+
+    def first_line(self, path: pathlib.Path) -> str:
+        with contextlib.suppress(FileNotFoundError):
+            text = path.read_text()
+            return text if text.endswith("\n") else ""
+        return ""
+
+    def kill(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def rerun(self, b: Daemon, pid: int) -> None:
+        record = b.finished(2)
+        self.assertEqual(record["trigger"], "interrupted")
+        self.assertNotIn("beside the orphan", b.log(2))
+        self.assertFalse(alive(pid))
+        self.assertRegex(b.record(1)["reason"], "^interrupted: ")
+
+    def test_an_orphan_is_ended_before_the_new_run_starts(self) -> None:
+        for name, body in (
+            ("a shell", "echo $$ > ../orphan; sleep 1000 & wait"),
+            ("its child", "sleep 1000 & echo $! > ../orphan; wait"),
+            ("a session of its own", "setsid sleep 1000 & echo $! > ../orphan; wait"),
+            ("a daemon", "(setsid sleep 1000 & echo $! > ../orphan) & wait; sleep 9"),
+            (
+                "one that cleans up",
+                "trap 'sleep .3; exit' TERM; echo $$ > ../orphan;"
+                "while :; do sleep .01; done",
+            ),
+        ):
+            with self.subTest(name):
+                b, pid = self.orphan(body)
+                b.start()
+                self.rerun(b, pid)
+            self.doCleanups()
+            self.setUp()
+
+    def test_an_orphan_that_ignores_sigterm_is_killed(self) -> None:
+        body = "trap '' TERM; echo $$ > ../orphan; while :; do sleep .1; done"
+        b, pid = self.orphan(body, GRACE_S=1)
+        b.start()
+        self.rerun(b, pid)
+
+    def test_an_orphan_is_ended_though_boop_is_killed_while_it_waits_for_that(
+        self,
+    ) -> None:
+        body = "trap '' TERM; echo $$ > ../orphan; while :; do sleep .1; done"
+        b, pid = self.orphan(body, GRACE_S=1)
+        b.start().said(f"ending process {pid}")
+        b.restart(signal.SIGKILL)
+        self.rerun(b, pid)
+
+    def test_a_second_signal_hurries_the_end_of_an_orphan(self) -> None:
+        body = "trap '' TERM; echo $$ > ../orphan; while :; do sleep .1; done"
+        b, pid = self.orphan(body)
+        b.start().said(f"ending process {pid}")
+        b.process.send_signal(signal.SIGTERM)
+        b.said("stopping")
+        begun = time.monotonic()
+        self.assertEqual(b.stop()[0], 0)
+        self.assertLess(time.monotonic() - begun, 5)
+        self.assertFalse(alive(pid))
+
+    def test_no_orphan_of_a_finished_deployment_is_touched(self) -> None:
+        b = self.boop(
+            """
+            [ "$BOOP_NUMBER" = 1 ] || exec sleep 0.5
+            setsid bash -c 'echo $$ > ../server; exec sleep 1000' > /dev/null 2>&1 &
+            until [ -s ../server ]; do sleep .01; done
+            """
+        )
+        b.deploy()
+        pid = int((b.state / "server").read_text())
+        self.addCleanup(self.kill, pid)
+        b.push()
+        b.said("deployment 2: push")
+        b.restart(signal.SIGKILL)
+        self.assertEqual(b.finished(len(b.records()))["status"], "success")
+        self.assertTrue(alive(pid))
+
+
+# --- What a crash leaves --------------------------------------------------------------
+
+
+class Damage(Case):
+    """State folders that a crash, a full disk or a person may leave."""
+
+    def state(self, *records: dict, **files: str) -> Daemon:
+        d = self.daemon('echo "$BOOP_NUMBER" >> ../ran')
+        d.state.mkdir(exist_ok=True)
+        for record in records:
+            (d.state / f"{record['number']}.json").write_text(json.dumps(record))
+        for name, text in files.items():
+            (d.state / name).write_text(text)
+        return d
+
+    def ran(self, d: Daemon) -> list[str]:
+        return (d.state / "ran").read_text().split()
+
+    def test_no_damaged_record_keeps_boop_from_starting(self) -> None:
+        good = record_of(4)
+        wrong = {name: {"a": 1} for name in good}
+        cases: dict[str, object] = {
+            "empty": b"",
+            "cut": json.dumps(good).encode()[:-40],
+            "garbage": bytes(range(256)),
+            "zeros": b"\0" * 4096,
+            "a list": b"[4]",
+            "deep": b"[" * 200_000,
+            "another's number": json.dumps(good | {"number": 5}).encode(),
+            "unknown status": json.dumps(good | {"status": "odd"}).encode(),
+            "no time": json.dumps(good | {"queued_at": None}).encode(),
+            "bad time": json.dumps(good | {"queued_at": "today"}).encode(),
+            "early time": json.dumps(good | {"queued_at": "0001-01-01"}).encode(),
+            "no branch": json.dumps({**good, "branch": None}).encode(),
+            "not a number": json.dumps(good | {"duration": float("nan")}).encode(),
+            "endless": json.dumps(good | {"duration": float("inf")}).encode(),
+            "true for 4": json.dumps(good | {"pushes": True}).encode(),
+            "a folder": None,
+            "a loop": pathlib.Path("4.json"),
+            "nowhere": pathlib.Path("missing"),
+        }
+        for name in good:
+            text = json.dumps(good | {name: wrong[name]})
+            cases[f"{name} of a wrong type"] = text.encode()
+        for name, content in cases.items():
+            with self.subTest(name):
+                d = self.state(record_of(3))
+                path = d.state / "4.json"
+                if content is None:
+                    (path / "x").mkdir(parents=True)
+                elif isinstance(content, pathlib.Path):
+                    path.symlink_to(content)
+                else:
+                    path.write_bytes(content)
+                d.start()
+                d.said("4.json is damaged, set aside")
+                self.assertEqual([r["number"] for r in d.records()], [3])
+                self.assertTrue(os.path.lexists(d.state / "4.json.damaged"))
+                d.restart()
+                self.assertEqual(d.push(), 5)  # what is set aside counts still
+                self.assertEqual(d.finished(5)["status"], "success")
+            self.doCleanups()
+            self.setUp()
+
+    def test_leftovers_of_half_written_files_are_removed(self) -> None:
+        d = self.state(record_of(2), **{".7.json.new": "{", "1.log": "forgotten"})
+        d.start()
+        self.assertEqual(d.push(), 3)
+        names = {p.name for p in d.state.iterdir()}
+        self.assertFalse(names & {".7.json.new", "1.log"}, names)
+
+    def test_what_was_queued_is_run_and_what_was_running_is_run_again(self) -> None:
+        early = {"started_at": None, "finished_at": None, "duration": None}
+        queued = {"status": "queued", **early}
+        running = {"status": "inprogress", "finished_at": None, "duration": None}
+        for name, records, logs, expected in (
+            ("queued", [record_of(1, **queued)], "", {1: "push"}),
+            ("queued, with log", [record_of(1, **queued)], "1.log", {2: "interrupted"}),
+            ("running", [record_of(1, **running)], "1.log", {2: "interrupted"}),
+            ("running, no log", [record_of(1, **running)], "", {2: "interrupted"}),
+            (
+                "running, and queued",
+                [record_of(1, **running), record_of(2, **queued)],
+                "1.log",
+                {2: "push"},
+            ),
+            (
+                "stopped before it was queued again",
+                [record_of(1, status="fail", reason="interrupted: boop was stopped")],
+                "1.log",
+                {2: "interrupted"},
+            ),
+            (
+                "two branches",
+                [record_of(1, **running), record_of(2, branch="live", **queued)],
+                "1.log",
+                {2: "push", 3: "interrupted"},
+            ),
+        ):
+            with self.subTest(name):
+                d = self.state(*records, **({logs: "half\n"} if logs else {})).start()
+                for number, trigger in expected.items():
+                    record = d.finished(number)
+                    self.assertEqual(record["status"], "success")
+                    self.assertEqual(record["trigger"], trigger)
+                self.assertEqual(self.ran(d), [str(n) for n in expected])
+                last = len(d.records())
+                d.restart()
+                self.assertEqual(len(d.records()), last)
+                self.assertEqual(self.ran(d), [str(n) for n in expected])
+            self.doCleanups()
+            self.setUp()
+
+    def test_foreign_files_are_left_alone_and_move_no_number(self) -> None:
+        foreign = ["notes.txt", "x.json", "0.json", "01.json", "20240131.tar.gz"]
+        foreign += ["999999999999999999.bak", "1e3.json", "007.log", "-1.json", "٣.log"]
+        d = self.state(record_of(1), **dict.fromkeys(foreign, "x"))
+        os.mkfifo(d.state / "pipe")
+        d.start()
+        self.assertEqual([r["number"] for r in d.records()], [1])
+        self.assertEqual(d.push(), 2)
+        d.finished(2)
+        self.assertEqual(d.restart().push(), 3)
+        left = {p.name for p in d.state.iterdir()}
+        self.assertEqual(set(foreign) - left, set())
+
+    def test_a_record_that_is_a_pipe_does_not_hold_the_start_for_ever(self) -> None:
+        d = self.state()
+        os.mkfifo(d.state / "4.json")
+        d.start(listening=False)
+        d.said("4.json is damaged|listens on")
+
+
+# --- The disk is full -----------------------------------------------------------------
+
+
+class FullDisk(Case):
+    """The state on a small file system of its own."""
+
+    def small(
+        self, script: str, variable: str = "BOOP_STATE", size: str = "256k", **env: str
+    ) -> Daemon:
+        """A boop that sees a small file system where a variable points to."""
+        probe = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(self.folder)]
+        try:
+            done = subprocess.run(probe, capture_output=True, text=True)
+        except FileNotFoundError:
+            self.skipTest("unshare is missing: install util-linux")
+        if done.returncode:
+            self.skipTest(f"this test needs mount namespaces: {done.stderr.strip()}")
+        small = self.folder / ("state" if variable == "BOOP_STATE" else "small")
+        small.mkdir()
+        mount = f'mount -t tmpfs -o size={size} tmpfs "$0" && exec "$@"'
+        prefix = ["unshare", "-rm", "sh", "-c", mount, str(small)]
+        b = self.daemon(script, prefix=prefix, **env, **{variable: str(small)})
+        b.start()
+        b.small = pathlib.Path(f"/proc/{b.process.pid}/root{small}")
+        return b
+
+    def fill(self, b: Daemon) -> None:
+        with open(b.small / "filler", "ab", buffering=0) as file:
+            for size in (4096, 1):
+                with contextlib.suppress(OSError):
+                    while file.write(b"x" * size):
+                        pass
+
+    def refused(self, b: Daemon) -> None:
+        answer = b.hook(github_push())
+        self.assertEqual(answer.status, 503, answer.text)
+        self.assertTrue(answer.headers["Retry-After"])
+        self.assertIn("No space left", answer.json["error"])
+
+    def test_hooks_are_503_pages_answer_nothing_half_recorded_stays(self) -> None:
+        b = self.small("echo hello")
+        b.deploy()
+        before = sorted(os.listdir(b.small))
+        self.fill(b)
+        for _ in range(3):
+            self.refused(b)
+        b.said("503 to .*No space left")
+        self.assertEqual(sorted(os.listdir(b.small)), sorted([*before, "filler"]))
+        self.assertIn("hello", b.log(1))
+        self.assertEqual(len(b.records()), 1)
+        health = b.get("/healthz")
+        self.assertEqual(health.status, 503)
+        self.assertIn("No space left", health.text)
+        (b.small / "filler").unlink()
+        self.assertEqual(b.get("/healthz").status, 200)  # by itself
+        self.assertEqual(b.push(), 2)
+        self.assertEqual(b.finished(2)["status"], "success")
+
+    def test_a_running_deployment_goes_on_without_its_log_and_is_recorded_later(
+        self,
+    ) -> None:
+        gate, lost = self.gate(), "head -c 9000 /dev/zero | tr '\\0' x"
+        b = self.small(f"echo > ../on; read < {gate}; {lost}; read < {gate}; exit 0")
+        b.push()
+        until((b.small / "on").exists, "the script")
+        self.fill(b)
+        self.open_gate(gate)
+        b.said("cannot write the deployment's log: No space left")
+        self.refused(b)
+        self.open_gate(gate)
+        self.assertEqual(b.finished(1)["status"], "success")
+        b.said("cannot (write|record).*No space left")
+        self.assertEqual(b.get("/healthz").status, 503)
+        (b.small / "filler").unlink()
+        b.write_script("exit 0")
+        self.assertEqual(b.deploy()["number"], 2)
+        self.assertEqual(b.get("/healthz").status, 200)
+        disk = json.loads((b.small / "1.json").read_text())
+        self.assertEqual(disk["status"], "success")
+        self.assertEqual([n for n in os.listdir(b.small) if n.startswith(".")], [])
+
+    def test_a_body_that_cannot_be_kept_is_503(self) -> None:
+        b = self.small("exit 0", "TMPDIR", "2m")
+        big = github_push(x="x" * 1_000_000)
+        self.assertEqual(b.hook(big).status, 202)
+        self.fill(b)
+        answer = b.hook(big)
+        self.assertEqual(answer.status, 503, answer.text)
+        self.assertEqual(b.hook(github_push()).status, 202)  # a small one needs no disk
+        b.deploy()
+
+
+# --- Missed pushes --------------------------------------------------------------------
+
+
+class CatchUp(Case):
+    """Promise 4, and repositories that do not answer."""
+
+    def origin(self, script: str = "exit 0", **env: str) -> Daemon:
+        self.checkout = site(self.folder)
+        repo = env.pop("BOOP_REPO", str(self.folder / "origin.git"))
+        return self.daemon(script, BOOP_REPO=repo, **env)
+
+    def moved(self, branch: str = "main") -> str:
+        tip = commit(self.checkout, {"index.html": str(time.time())})
+        git(self.checkout, "push", "-qf", "origin", f"HEAD:refs/heads/{branch}")
+        return tip
+
+    def look(self, b: Daemon) -> None:
+        """SIGHUP, and the look that it asks for has ended: the next one has begun."""
+        marks = self.folder / "marks"
+        before = self.looks(marks)
+        b.process.send_signal(signal.SIGHUP)
+        until(lambda: self.looks(marks) > before, "the look")
+
+    def looks(self, marks: pathlib.Path) -> int:
+        return len(marks.read_text().split()) if marks.exists() else 0
+
+    def counted(self) -> dict[str, str]:
+        """A PATH whose git leaves a mark after each look."""
+        real, bin_ = tool("git", "git"), self.folder / "bin"
+        bin_.mkdir()
+        fake = bin_ / "git"
+        fake.write_text(
+            f'#!/bin/sh\n"{real}" "$@"; s=$?\n'
+            f"case $1 in ls-remote) echo look >> {self.folder}/marks;; esac; exit $s\n"
+        )
+        fake.chmod(0o755)
+        return {"PATH": f"{bin_}:{os.environ['PATH']}"}
+
+    def numbers(self, b: Daemon) -> list[tuple[int, str, str]]:
+        return [(d["number"], d["trigger"], d["status"]) for d in b.records()[::-1]]
+
+    def test_a_missed_push_is_deployed_at_start_and_what_is_live_is_not_again(
+        self,
+    ) -> None:
+        b = self.origin(**self.counted()).start()
+        b.said("catch-up: main is at .*: queued as 1")
+        b.finished(1)
+        for _ in range(2):
+            b.restart()
+            self.look(b)
+        self.assertEqual(self.numbers(b), [(1, "catch-up", "success")])
+        b.stop()
+        tip = self.moved()
+        b.start().said("queued as 2")
+        self.assertEqual(b.finished(2)["commit"], tip)
+        b.finished(b.push(tip))
+        b.restart()
+        self.look(b)
+        self.assertEqual(len(b.records()), 3)
+
+    def test_sighup_and_the_poll_look_too(self) -> None:
+        b = self.origin(BOOP_POLL="1").start()
+        b.said("queued as 1")
+        tip = self.moved()
+        b.said(f"poll: main is at {tip[:8]}: queued as 2")
+        self.assertEqual(b.finished(2)["trigger"], "poll")
+        b.env["BOOP_POLL"] = "0"
+        b.restart()
+        tip = self.moved()
+        until(lambda: b.process.send_signal(signal.SIGHUP) or len(b.records()) > 2, "3")
+        self.assertEqual(b.finished(3)["commit"], tip)
+        self.assertEqual(b.finished(3)["trigger"], "catch-up")
+
+    def test_a_tip_that_fails_is_tried_once_for_each_trigger(self) -> None:
+        b = self.origin("exit 1", **self.counted()).start()
+        b.said("queued as 1")
+        b.finished(1)
+        for _ in range(3):
+            self.look(b)
+        b.restart()
+        self.look(b)
+        self.assertEqual(self.numbers(b), [(1, "catch-up", "fail")])
+        b.env["BOOP_POLL"] = "1"
+        b.restart().said("poll: .*queued as 2")
+        b.finished(2)
+        before = self.looks(self.folder / "marks")
+        until(lambda: self.looks(self.folder / "marks") > before + 1, "two polls")
+        self.assertEqual(len(b.records()), 2)
+
+    def test_without_boop_branch_the_repositorys_head_is_deployed(self) -> None:
+        b = self.origin()
+        tip = self.moved("trunk")
+        git(self.folder / "origin.git", "symbolic-ref", "HEAD", "refs/heads/trunk")
+        b.start().said(f"catch-up: trunk is at {tip[:8]}: queued as 1")
+        self.assertEqual(b.finished(1)["branch"], "trunk")
+        b.env["BOOP_BRANCH"] = "main"
+        b.restart().said("catch-up: main is at .*: queued as 2")
+
+    def test_a_rollback_is_not_undone_by_a_restart_or_a_poll(self) -> None:
+        b = self.origin(**self.counted())
+        old = git(self.checkout, "rev-parse", "HEAD")
+        tip = self.moved()
+        b.start().said("queued as 1")
+        b.finished(1)
+        number = b.hook({"commit": old}, None).json["deployment"]
+        self.assertEqual(b.finished(number)["commit"], old)
+        for _ in range(2):
+            b.restart()
+            self.look(b)
+        b.env["BOOP_POLL"] = "1"
+        b.restart()
+        before = self.looks(self.folder / "marks")
+        until(lambda: self.looks(self.folder / "marks") > before + 1, "two polls")
+        self.assertEqual(len(b.records()), 2)
+        newer = self.moved()
+        b.said(f"{newer[:8]}: queued as 3")
+        self.assertNotEqual(newer, tip)
+
+    def test_a_repository_out_of_reach_is_one_warning_not_a_flood(self) -> None:
+        b = self.origin(**self.counted(), BOOP_REPO=str(self.folder / "away.git"))
+        b.start().said("cannot look at .*away.git")
+        for _ in range(4):
+            self.look(b)
+        self.assertEqual(sum("cannot look" in line for line in b.lines), 1)
+        self.assertEqual(b.hook(github_push()).status, 202)
+        (self.folder / "origin.git").rename(self.folder / "away.git")
+        self.look(b)
+        b.said("can be reached again")
+        self.assertEqual(b.finished(1)["status"], "success")
+        self.assertEqual(b.get("/healthz").status, 200)
+
+    def hanging(self) -> tuple[socket.socket, str]:
+        server = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(server.close)
+        return server, f"http://127.0.0.1:{server.getsockname()[1]}/x"
+
+    def test_a_git_that_hangs_is_ended_and_delays_no_push(self) -> None:
+        server, repo = self.hanging()
+        b = patched(self.daemon("exit 0", BOOP_REPO=repo), GIT_TIMEOUT_S=2).start()
+        self.addCleanup(server.accept()[0].close)  # git is there, and waits
+        begun = time.monotonic()
+        self.assertEqual(b.deploy()["status"], "success")
+        self.assertLess(time.monotonic() - begun, 1.5)
+        b.said("no answer within 2 s")
+        until(lambda: not with_word(repo), "the end of git, and of git-remote-http")
+
+    def test_a_stop_does_not_wait_for_a_git_that_hangs(self) -> None:
+        server, repo = self.hanging()
+        marker = self.folder / "ran"
+        d = self.daemon(f"echo > {marker}", BOOP_REPO=repo, BOOP_BRANCH="main")
+        b = patched(d, GIT_TIMEOUT_S=12).start()
+        first = server.accept()[0]  # of the catch-up
+        self.addCleanup(first.close)
+        self.assertEqual(b.hook({}, None).status, 202)
+        until((b.state / "1.log").exists, "the deployment")
+        status, _ = b.stop()
+        self.assertEqual(status, 0)
+        self.assertFalse(marker.exists(), "the script was started after the stop")
+
+    def test_a_git_that_leaves_a_child_behind_does_not_hold_boop_for_ever(self) -> None:
+        bin_ = self.folder / "bin"
+        bin_.mkdir()
+        (bin_ / "git").write_text("#!/bin/sh\nsetsid sleep 60 &\necho $! > ../pid\n")
+        (bin_ / "git").chmod(0o755)
+        path = f"{bin_}:{os.environ['PATH']}"
+        d = self.daemon(
+            "exit 0", PATH=path, BOOP_REPO="https://h/x", BOOP_BRANCH="main"
+        )
+        d.folder = bin_
+        b = patched(d, GIT_TIMEOUT_S=1).start()
+        until((self.folder / "pid").exists, "git's child")
+        self.addCleanup(
+            lambda: os.kill(int((self.folder / "pid").read_text()), signal.SIGKILL)
+        )
+        number = b.hook({}, None).json["deployment"]
+        begun = time.monotonic()
+        until(lambda: b.record(number)["status"] == "success", "the deployment")
+        self.assertLess(time.monotonic() - begun, 10)
+
+    def test_no_push_is_ignored_because_git_could_not_say_the_default_branch(
+        self,
+    ) -> None:
+        b = self.boop(BOOP_REPO=str(self.folder / "away.git"))
+        target = {"hash": "1" * 40, "message": "x", "author": {"raw": "A <a@b>"}}
+        new = {"type": "branch", "name": "main", "target": target}
+        payload = {"push": {"changes": [{"new": new, "closed": False}]}}
+        payload["repository"] = {"full_name": "a/b"}
+        answer = b.hook(payload, None, X_Event_Key="repo:push")
+        self.assertEqual(answer.status, 503, answer.text)  # it may be asked again
+
+
+def with_word(word: str) -> list[str]:
+    """The processes that have it in their command line."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += [path.parent.name] * (word.encode() in path.read_bytes())
+    return found
+
+
+# --- Endless and enormous -------------------------------------------------------------
+
+
+class Enormous(Case):
+    """Output without end."""
+
+    MB = 400
+
+    def test_400_mb_of_output_costs_no_memory_and_blocks_nobody(self) -> None:
+        zeros = f"head -c {self.MB}M /dev/zero"
+        for name, script, env in (
+            ("many lines", f"yes 'a line of the log' | head -c {self.MB}M", {}),
+            ("one line", f"{zeros} | tr '\\0' x", {}),
+            ("with secrets", f"{zeros} | tr '\\0' s", {"MY_SECRET": "s" * 40 + "x"}),
+        ):
+            with self.subTest(name):
+                b = self.boop(f"{script}; echo done >&2", **env)
+                b.get("/")
+                before = footprint(b.process.pid)
+                number, slowest = b.push(), 0.0
+                while b.record(number)["status"] not in ("success", "fail"):
+                    begun = time.monotonic()
+                    self.assertEqual(b.get("/healthz").status, 200)
+                    slowest = max(slowest, time.monotonic() - begun)
+                after = footprint(b.process.pid)
+                record = b.record(number)
+                print(
+                    f"{name}: {record['duration']} s, {before} -> {after},"
+                    f" slowest answer {slowest:.3f} s",
+                    file=sys.stderr,
+                )
+                self.assertEqual(record["status"], "success", record)
+                self.assertLess(after.peak_kb - before.rss_kb, 8_000)
+                self.assertLess(slowest, 2)
+                tail = (b.state / f"{number}.log").read_bytes()
+                self.assertLess(len(tail), 10_486_760)
+                self.assertIn(b"boop: the log's limit of 10485760 bytes", tail[-500:])
+            self.doCleanups()
+            self.setUp()
+
+    def test_output_without_end_is_ended_by_the_time_limit(self) -> None:
+        for script in ("exec yes", "trap '' TERM; yes", "while :; do echo; done"):
+            with self.subTest(script):
+                b = patched(self.daemon(script, BOOP_TIMEOUT="1"), GRACE_S=1).start()
+                record = b.deploy()
+                self.assertEqual(record["reason"], "timed out after 1 s")
+                self.assertLess(record["duration"], 4)
+                self.assertLess(footprint(b.process.pid).peak_kb, 45_000)
+            self.doCleanups()
+            self.setUp()
+
+    def test_a_reader_that_stops_reading_holds_neither_memory_nor_the_script(
+        self,
+    ) -> None:
+        b = self.boop("yes | head -c 9000000; exit 0")
+        stuck = []
+        for path in ("/log/1?follow", "/?follow", "/log/latest"):
+            b.deploy()
+            s = socket.create_connection(("127.0.0.1", b.port))
+            self.addCleanup(s.close)
+            s.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            stuck.append(s)
+        self.assertEqual(b.deploy()["status"], "success")
+        self.assertLess(footprint(b.process.pid).peak_kb, 45_000)
+
+    def test_a_reader_that_pauses_too_long_gets_no_second_answer_in_the_first(
+        self,
+    ) -> None:
+        b = patched(self.daemon("yes | head -c 9000000"), SEND_TIMEOUT_S=1).start()
+        b.deploy()
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            s.connect(("127.0.0.1", b.port))
+            s.settimeout(LIMIT_S)
+            threads = footprint(b.process.pid).threads
+            s.sendall(b"GET /log/1 HTTP/1.1\r\nHost: x\r\n\r\n")
+            until(lambda: sockets_of(b) == 0, "the end of its connection")
+            self.assertEqual(len(statuses(read_all(s))), 1)
+            self.assertLessEqual(footprint(b.process.pid).threads, threads + 1)
+
+
+def sockets_of(b: Daemon) -> int:
+    """Connections that boop holds (the listener is not one)."""
+    fds = f"/proc/{b.process.pid}/fd"
+    links = []
+    for fd in os.listdir(fds):
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(f"{fds}/{fd}"))
+    return sum(link.startswith("socket:") for link in links) - 1
+
+
+# --- Bad clients ----------------------------------------------------------------------
+
+
+class BadClients(Case):
+    """Who is slow, gone, many, or makes no sense."""
+
+    def connect(self, b: Daemon, number: int) -> list[socket.socket]:
+        found = []
+        for _ in range(number):
+            s = socket.create_connection(("127.0.0.1", b.port), LIMIT_S)
+            self.addCleanup(s.close)
+            found.append(s)
+        return found
+
+    def slow(self, b: Daemon, first: bytes, limit: float) -> tuple[float, float]:
+        """300 who send a byte now and then: how long until the last was closed, and
+        the slowest honest push meanwhile."""
+        connections = self.connect(b, 300)
+        begun, slowest, over = time.monotonic(), 0.0, threading.Event()
+        for s in connections:
+            s.sendall(first)
+
+        def drip() -> None:
+            while not over.wait(0.2):
+                for s in connections:
+                    with contextlib.suppress(OSError):
+                        s.send(b"x")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        try:
+            b.get("/healthz")
+            while (open_ := sockets_of(b)) > 10:
+                self.assertLess(time.monotonic() - begun, limit + 4, open_)
+                sent = time.monotonic()
+                b.push()
+                slowest = max(slowest, time.monotonic() - sent)
+        finally:
+            over.set()
+            dripping.join()
+        return time.monotonic() - begun, slowest
+
+    def test_300_connections_that_send_a_byte_a_second_are_gone_after_the_deadline(
+        self,
+    ) -> None:
+        d = patched(self.daemon(), HEAD_DEADLINE_S=2, BODY_DEADLINE_S=3, LINGER_S=0.5)
+        b = d.start()
+        b.deploy()
+        before = footprint(b.process.pid)
+        unsigned = push_request(Content_Length="9999", X_Hub_Signature_256="sha256=0")
+        body = unsigned.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        for name, first, limit in (
+            ("no byte", b"", 2),
+            ("head", b"GET / HTTP/1.1\r\nX-Slow: ", 2),
+            ("body", body, 3),
+        ):
+            with self.subTest(name):
+                took, slowest = self.slow(b, first, limit)
+                print(
+                    f"300 slow, {name}: closed after {took:.1f} s,"
+                    f" slowest push {slowest:.3f} s",
+                    file=sys.stderr,
+                )
+                self.assertGreater(took, limit - 1)
+                self.assertLess(slowest, 1)
+        self.settled(b, before)
+
+    def settled(self, b: Daemon, before: Footprint, kb: int = 16_000) -> None:
+        """Sockets, threads and memory are what they were."""
+        done = ("success", "fail")
+        until(lambda: all(d["status"] in done for d in b.records()), "the last run")
+        until(lambda: sockets_of(b) <= 0, "the end of all connections")
+        most = before.threads + boop.SPARE_WORKERS
+        until(
+            lambda: footprint(b.process.pid).threads <= most, "the end of the workers"
+        )
+        after = footprint(b.process.pid)
+        print(f"{before} -> {after}", file=sys.stderr)
+        self.assertLessEqual(after.descriptors, before.descriptors + 3)
+        self.assertLess(after.rss_kb - before.rss_kb, kb)
+
+    def test_more_connections_than_boop_serves_are_turned_away_with_503(self) -> None:
+        b = self.boop()
+        b.deploy()
+        before = footprint(b.process.pid)
+        held = self.connect(b, boop.MAX_CONNECTIONS)
+        until(lambda: sockets_of(b) >= boop.MAX_CONNECTIONS, "the connections")
+        for s in self.connect(b, 200):
+            s.sendall(push_request())
+            answer = read_all(s)
+            self.assertEqual(statuses(answer), [503])
+            head, _, body = answer.partition(b"\r\n\r\n")
+            self.assertIn(b"Retry-After: ", head)
+            self.assertIn(f"Content-Length: {len(body)}\r\n".encode(), head)
+            self.assertIn("error", json.loads(body))
+        peak = footprint(b.process.pid)
+        self.assertLess(peak.threads, boop.MAX_CONNECTIONS + 20)
+        for s in held:
+            s.close()
+        self.settled(b, before)
+        b.deploy()
+
+    def test_without_a_free_descriptor_boop_and_its_deployments_go_on(self) -> None:
+        b = self.boop()
+        b.deploy()
+        keep = http.client.HTTPConnection("127.0.0.1", b.port, LIMIT_S)
+        self.addCleanup(keep.close)
+        _, hard = resource.prlimit(b.process.pid, resource.RLIMIT_NOFILE)
+        answers = []
+        for room in range(10):
+            keep.request("GET", "/healthz")
+            keep.getresponse().read()
+            fds = [int(fd) for fd in os.listdir(f"/proc/{b.process.pid}/fd")]
+            limit = max(fds) + 1 + room
+            resource.prlimit(b.process.pid, resource.RLIMIT_NOFILE, (limit, hard))
+            body = json.dumps(github_push()).encode()
+            headers = {"X-GitHub-Event": "push", "X-Hub-Signature-256": sign(body)}
+            headers["Content-Type"] = "application/json"
+            try:
+                keep.request("POST", "/deploy", body, headers)
+                answer = keep.getresponse()
+                answers.append(answer.status)
+                text = answer.read()
+                if answer.status == 202:  # its run: well, or not yet
+                    number = json.loads(text)["deployment"]
+                    until(
+                        lambda: any(f"deployment {number}: " in s for s in b.lines),
+                        "run",
+                    )
+                    until(
+                        lambda: (
+                            any(
+                                re.search(f"deployment {number}: (success|fail)", s)
+                                for s in b.lines
+                            )
+                            or b.process.poll() is not None
+                        ),
+                        "the end of the run",
+                    )
+            except (OSError, http.client.HTTPException):
+                keep.close()
+            self.assertIsNone(b.process.poll(), b.lines)
+            resource.prlimit(b.process.pid, resource.RLIMIT_NOFILE, (1024, hard))
+        self.assertIn(202, answers)
+        self.assertEqual(set(answers) - {202, 503}, set())
+        fails = [d["reason"] for d in b.records() if d["status"] == "fail"]
+        for reason in fails:
+            self.assertIn("Too many open files", reason)
+        self.assertEqual(b.deploy()["status"], "success")
+
+    def test_a_script_that_cannot_be_watched_is_a_fail_and_not_the_end_of_boop(
+        self,
+    ) -> None:
+        b = patched(self.daemon("exit 0"))
+        at = b.argv.index("-c") + 1
+        b.argv[at] = b.argv[at].replace(
+            "sys.exit(",
+            """
+import errno, os
+real, failed = os.pidfd_open, []
+def pidfd_open(*a):
+    if not failed:
+        failed.append(1)
+        raise OSError(errno.EMFILE, "Too many open files")
+    return real(*a)
+os.pidfd_open = pidfd_open
+sys.exit(""",
+        )
+        b.start()
+        b.finished(b.push())
+        self.assertEqual(b.finished(b.push())["status"], "success")
+        self.assertIsNone(b.process.poll())
+
+    def test_all_that_boop_serves_fits_into_1024_descriptors(self) -> None:
+        tool("prlimit", "util-linux")
+        gate = self.gate()
+        b = self.daemon(f"read < {gate}", prefix=["prlimit", "--nofile=1024:1024"])
+        b.start().push()
+        b.said("deployment 1: push")
+        for s in self.connect(b, boop.MAX_FOLLOWERS):
+            s.sendall(b"GET /log/1?follow HTTP/1.1\r\nHost: x\r\n\r\n")
+            self.assertIn(b" 200 ", s.recv(20))
+        head = push_request(
+            Content_Length=str(25 << 20), X_Hub_Signature_256="sha256=0"
+        )
+        head = head.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" + b"x" * 300_000
+        for s in self.connect(b, boop.MAX_CONNECTIONS - 5):
+            s.settimeout(2)
+            with contextlib.suppress(OSError):
+                s.sendall(head)
+        print(f"full house: {footprint(b.process.pid)}", file=sys.stderr)
+        begun = time.monotonic()
+        self.assertIn(b.hook(github_push()).status, (202, 503))
+        self.assertLess(time.monotonic() - begun, 2)
+        self.assertEqual([s for s in b.lines if "cannot accept" in s], [])
+        self.open_gate(gate)
+
+    def test_a_stop_is_heard_in_a_flood_of_connections(self) -> None:
+        b = self.boop()
+        flood = f"""
+import socket
+while True:
+    try:
+        socket.create_connection(("127.0.0.1", {b.port}), 1).close()
+    except ConnectionRefusedError:
+        break
+    except OSError:
+        pass
+"""
+        floods = [subprocess.Popen([sys.executable, "-c", flood]) for _ in range(4)]
+        for process in floods:
+            self.addCleanup(process.wait)
+            self.addCleanup(process.kill)
+        until(lambda: sockets_of(b) > 0, "the flood")
+        begun = time.monotonic()
+        self.assertEqual(b.stop()[0], 0)
+        print(
+            f"stopped in a flood after {time.monotonic() - begun:.2f} s",
+            file=sys.stderr,
+        )
+        self.assertLess(time.monotonic() - begun, 5)
+
+    def test_what_makes_no_sense_leaves_no_traceback_and_no_leak(self) -> None:
+        b = self.boop()
+        b.deploy()
+        good, before = push_request(), footprint(b.process.pid)
+        head = good.partition(b"\r\n\r\n")[0]
+        many = b"".join(b"X-%d: y\r\n" % i for i in range(5000))
+        strange = {
+            "nothing": (b"", []),
+            "garbage": (bytes(range(256)) * 40, [400]),
+            "a TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9, None),
+            "HTTP/0.9": (b"GET /\r\n", [200]),
+            "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [505]),
+            "an absurd version": (b"GET / HTTP/1.99999999999999\r\n\r\n", None),
+            "no path": (b"GET\r\n\r\n", [400]),
+            "a long line": (b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n", [414]),
+            "a long header": (b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000, [431]),
+            "many headers": (b"GET / HTTP/1.1\r\n" + many + b"\r\n", [431]),
+            "only LF": (good.replace(b"\r\n", b"\n"), [202]),
+            "NULs": (b"GET /\0 HTTP/1.1\r\n\r\n", [404]),
+            "a NUL in a header": (b"GET / HTTP/1.1\r\nX\0: y\r\n\r\n", None),
+            "half a head": (head[: len(head) // 2], None),
+            "half a body": (good[:-9], [400]),
+            "two pushes": (good + good, [202, 202]),
+            "a push, then garbage": (good + b"\0\r\n\r\n", [202, 400]),
+            "a bad address": (b"GET http://[x/ HTTP/1.1\r\nHost: x\r\n\r\n", [200]),
+            "absolute": (b"GET http://h/ HTTP/1.1\r\nHost: h\r\n\r\n", [200]),
+            "a hidden request": (
+                b"GET / HTTP/1.1\r\nContent-Length: 28\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n",
+                [200],
+            ),
+            "chunked": (
+                b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / ",
+                [200],
+            ),
+            "a header that is none": (
+                b"GET / HTTP/1.1\r\nX y\r\nContent-Length: 26\r\n\r\n"
+                b"GET /healthz HTTP/1.1\r\n\r\n",
+                [400],
+            ),
+        }
+        for name, (data, expected) in strange.items():
+            with self.subTest(name):
+                with socket.create_connection(("127.0.0.1", b.port), LIMIT_S) as s:
+                    with contextlib.suppress(OSError):
+                        s.sendall(data)
+                        s.shutdown(socket.SHUT_WR)
+                    found = statuses(read_all(s))
+                if expected is not None:
+                    self.assertEqual(found, expected)
+                self.assertTrue(all(f < 500 or f in (503, 505) for f in found), found)
+        for cut in range(0, len(good), 40):  # vanished clients: RST
+            (s,) = self.connect(b, 1)
+            s.sendall(good[:cut])
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            s.close()
+        self.settled(b, before)
+        self.assertEqual(b.deploy()["status"], "success")
+        self.assertEqual([s for s in b.lines if "a request failed" in s], [])
+
+    def test_a_refusal_arrives_though_the_body_is_not_read(self) -> None:
+        b = self.boop()
+        for path, more in (("/", {}), ("/nowhere", {}), ("/deploy", {"x": "y"})):
+            with self.subTest(path):
+                request = push_request(github_push(x="x" * 9_000_000), path)
+                if more:
+                    request = request.replace(b"X-Hub-Signature-256", b"X-None")
+                answer = b.raw(request)
+                self.assertIn(statuses(answer), ([401], [404], [405]), answer)
+
+    def test_forged_forms_cost_neither_memory_nor_time(self) -> None:
+        b = self.boop()
+        b.deploy()
+        before = footprint(b.process.pid)
+        for fill in (b"&", b"payload=" + b"%", b"payload=%41"):
+            with self.subTest(fill=fill):
+                body = (fill + fill[-3:] * (25 << 20))[: 25 << 20]
+                sent = threading.Thread(
+                    target=b.hook,
+                    args=(body,),
+                    kwargs={
+                        "X_Hub_Signature_256": "sha256=" + "0" * 64,
+                        "Content_Type": "application/x-www-form-urlencoded",
+                        "X_Gitea_Event": "push",
+                    },
+                )
+                begun, slowest = time.monotonic(), 0.0
+                sent.start()
+                while sent.is_alive():
+                    asked = time.monotonic()
+                    b.push()
+                    slowest = max(slowest, time.monotonic() - asked)
+                took = time.monotonic() - begun
+                peak = footprint(b.process.pid).peak_kb
+                print(
+                    f"forged form of {fill!r}: {took:.1f} s, peak {peak} kB (before"
+                    f" {before.rss_kb}), slowest push {slowest:.3f} s",
+                    file=sys.stderr,
+                )
+                self.assertLess(peak - before.rss_kb, 100_000)
+                self.assertLess(took, 5)
+
+    def test_bodies_that_are_not_signed_cannot_fill_the_disk(self) -> None:
+        b = self.boop()
+        b.deploy()
+        head = push_request(
+            Content_Length=str(25 << 20), X_Hub_Signature_256="sha256=0"
+        )
+        head = head.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        part = b"x" * (1 << 20)
+        for s in self.connect(b, 30):
+            with contextlib.suppress(OSError):
+                s.settimeout(5)
+                s.sendall(head)
+                for _ in range(24):
+                    s.sendall(part)
+        kept = spooled_bytes(b)
+        print(f"30 unsigned bodies: {kept >> 20} MiB kept", file=sys.stderr)
+        self.assertLess(kept, 300 << 20)
+        b.deploy()
+
+
+def spooled_bytes(b: Daemon) -> int:
+    fds, total = f"/proc/{b.process.pid}/fd", 0
+    for fd in os.listdir(fds):
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"{fds}/{fd}").endswith("(deleted)"):
+                total += os.stat(f"{fds}/{fd}").st_size
+    return total
+
+
+# --- Fuzz -----------------------------------------------------------------------------
+
+
+KEYS_OF_FORGES = (
+    "after author branch changes clone_url closed commit commits default_branch deleted"
+    " full_name git_http_url hash head_commit id message name new project push raw ref"
+    " repository target type user_name zen"
+).split()
+
+
+class Fuzz(Case):
+    """Random requests and payloads; the seed is printed, and may be set: SEED=…"""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.seed = int(os.environ.get("SEED", random.randrange(1 << 32)))
+        self.random = random.Random(self.seed)
+
+    EVENTS = (
+        {"X-GitHub-Event": "push"},
+        {"X-GitHub-Event": "ping"},
+        {"X-Gitea-Event": "push", "X-GitHub-Event": "push"},
+        {"X-Forgejo-Event": "push", "X-Gitea-Event": "push"},
+        {"X-Gitlab-Event": "Push Hook"},
+        {"X-Event-Key": "repo:push"},
+        {"X-Event-Key": "diagnostics:ping"},
+        {},
+        {"X-GitHub-Event": "\x1b[31m\u00ff"},
+    )
+    LEAVES = (
+        *(None, True, False, 0, -1, 1e308, 10**400, "", "x", "main", "refs/heads/main"),
+        *(
+            "refs/heads/-x",
+            "refs/heads/a..b",
+            "refs/tags/v1",
+            "refs/heads/\0",
+            "\ud800",
+        ),
+        *("0" * 40, "1" * 40, "1" * 64, "G" * 40, "a\nb", "../..", "$(id)", "x" * 9999),
+        *(
+            "https://h/x",
+            "https://h/\nx",
+            "ext::sh",
+            "-x",
+            "file:///x",
+            "\u202e",
+            "[no ci]",
+        ),
+    )
+    KEYS = (*KEYS_OF_FORGES, "payload", "", "\0", "x" * 300, "__class__")
+
+    def value(self, depth: int = 0) -> object:
+        kind = self.random.random()
+        if depth > 4 or kind < 0.5:
+            return self.random.choice(self.LEAVES)
+        size = self.random.randrange(4)
+        if kind < 0.65:
+            return [self.value(depth + 1) for _ in range(size)]
+        keys = [self.random.choice(self.KEYS) for _ in range(size + 1)]
+        return {key: self.value(depth + 1) for key in keys}
+
+    REAL = (
+        github_push(),
+        {
+            "object_kind": "push",
+            "ref": "refs/heads/main",
+            "checkout_sha": "1" * 40,
+            "after": "1" * 40,
+            "user_name": "Ann",
+            "project": {"default_branch": "main", "git_http_url": "https://h/a/b.git"},
+            "commits": [{"id": "1" * 40, "message": "x", "author": {"name": "Ann"}}],
+        },
+        {
+            "repository": {
+                "full_name": "a/b",
+                "links": {"html": {"href": "https://h/"}},
+            },
+            "push": {
+                "changes": [
+                    {
+                        "closed": False,
+                        "new": {
+                            "type": "branch",
+                            "name": "main",
+                            "target": {
+                                "hash": "1" * 40,
+                                "message": "x",
+                                "author": {"raw": "A <a@b>"},
+                            },
+                        },
+                    }
+                ]
+            },
+        },
+        {"commit": "1" * 40},
+        {"zen": "Keep it logically awesome."},
+    )
+
+    def mutated(self, value: object) -> object:
+        """A copy with some of its values replaced, removed, doubled."""
+        chance = self.random.random()
+        if chance < 0.06:
+            return self.value(2)
+        if isinstance(value, dict):
+            return {
+                (
+                    self.random.choice(self.KEYS) if self.random.random() < 0.02 else k
+                ): self.mutated(v)
+                for k, v in value.items()
+                if self.random.random() > 0.03
+            }
+        if isinstance(value, list):
+            found = [self.mutated(v) for v in value]
+            return found * self.random.choice((1, 1, 1, 0, 3))
+        return value
+
+    def payload(self) -> bytes:
+        kind = self.random.random()
+        if kind < 0.1:
+            names = (
+                "-x",
+                "a..b",
+                "a b",
+                "x\0",
+                "x\n",
+                "@{u}",
+                "x.lock",
+                "\ud800",
+                "ok",
+            )
+            repo, name = self.random.choice(self.LEAVES), self.random.choice(names)
+            value = elsewhere(self.random.choice((repo, "https://h/x")), name)
+        else:
+            real = self.random.choice(self.REAL)
+            value = self.value() if kind < 0.3 else self.mutated(real)
+        body = json.dumps(value, ensure_ascii=self.random.random() < 0.8)
+        return body.encode("utf-8", "surrogatepass")
+
+    def settings(self, **env: str) -> boop.Settings:
+        given = {"BOOP_STATE": "state", "BOOP_SCRIPT": sys.executable, "BOOP_REPO": ""}
+        return boop.read_settings(given | env, {})
+
+    def test_no_payload_does_more_than_make_a_push_or_a_refusal(self) -> None:
+        ends: dict[str, int] = {}
+        for i in range(20_000):
+            body = self.payload()
+            headers = boop.Headers()
+            form = self.random.random() < 0.1
+            headers["Content-Type"] = boop.FORM if form else boop.JSON
+            for name, value in self.random.choice(self.EVENTS).items():
+                headers[name] = value
+            if not i % 500:
+                settings = self.settings(
+                    BOOP_REPO=self.random.choice(("", "https://h/own")),
+                    BOOP_BRANCH=self.random.choice(("", "main")),
+                )
+            sent = b"payload=" + urllib.parse.quote(body).encode() if form else body
+            with self.subTest(seed=self.seed, i=i, body=body[:300]):
+                try:
+                    push = boop.parse(
+                        headers, io.BytesIO(sent), settings, lambda: "main"
+                    )
+                except boop.Refusal as refusal:
+                    end = f"{refusal.status} {refusal.word}"
+                    self.assertIn(refusal.status, (200, 400, 503))
+                    json.dumps(refusal.why)
+                    boop.one_line(refusal.why, 9999).encode()
+                else:
+                    end = "push"
+                    self.safe(push, settings)
+            ends[end] = ends.get(end, 0) + 1
+        print(f"payloads: seed {self.seed}, {ends}", file=sys.stderr)
+        self.assertGreater(ends["push"], 200)
+
+    def safe(self, push: boop.Push, settings: boop.Settings) -> None:
+        """Nothing in it is an option, a path, or no text for an environment."""
+        self.assertEqual(boop.branch_name(push.branch), push.branch)
+        if settings.repo:
+            self.assertEqual(push.repo, settings.repo)
+        self.assertRegex(push.repo, r"^(https?|ssh|git)://[^\s-][^\s]*$")
+        self.assertTrue(push.commit is None or boop.is_commit(push.commit))
+        for text in (push.message or "", push.author or ""):
+            self.assertNotIn("\0", text)
+            self.assertLessEqual(len(text), boop.MAX_MESSAGE_CHARS)
+            os.fsencode(text)
+
+    def mutant(self, data: bytes) -> bytes:
+        out = bytearray(data)
+        for _ in range(self.random.choice((0, 1, 1, 2, 5, 20))):
+            at = self.random.randrange(len(out) + 1)
+            kind = self.random.randrange(7)
+            if kind == 0:
+                out[at : at + 1] = bytes([self.random.randrange(256)])
+            elif kind == 1:
+                del out[at : at + self.random.choice((1, 2, 30))]
+            elif kind == 2:
+                out[at:at] = out[at : at + self.random.choice((1, 40, 400))]
+            elif kind == 3:
+                words = (
+                    b"\r\n",
+                    b"\n",
+                    b"\0",
+                    b" ",
+                    b":",
+                    b"9" * 30,
+                    b"-1",
+                    b"\xff",
+                    b"chunked",
+                    b"%00",
+                    b"HTTP/1.1",
+                    b"x" * 70_000,
+                    b"\r\n\r\n",
+                )
+                out[at:at] = self.random.choice(words)
+            elif kind == 4:
+                del out[at:]
+            elif kind == 5:
+                lines = bytes(out).split(b"\r\n")
+                self.random.shuffle(lines)
+                out = bytearray(b"\r\n".join(lines))
+            else:
+                out += out[: self.random.randrange(len(out) + 1)]
+        return bytes(out)
+
+    def test_no_request_makes_boop_answer_nonsense_or_stop_answering(self) -> None:
+        b = self.boop()
+        b.deploy()
+        bases = [push_request(), push_request({}), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"]
+        bases += [
+            f"{method} {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n"
+            f'If-None-Match: "x"\r\nAuthorization: Basic eDp5\r\n\r\n'.encode()
+            for method in ("GET", "HEAD", "POST", "BREW")
+            for path in ("/", "/log/1", "/log/latest?follow", "/healthz", "/x?y=z#w")
+            for accept in ("*/*", "text/html", "application/json;q=0.5, text/*;q=.1")
+        ]
+        before, ends = footprint(b.process.pid), {}
+        with contextlib.suppress(ValueError):
+            for i in range(6000):
+                data = self.mutant(self.random.choice(bases))
+                with self.subTest(seed=self.seed, i=i, data=data[:300]):
+                    with socket.create_connection(("127.0.0.1", b.port), LIMIT_S) as s:
+                        with contextlib.suppress(OSError):
+                            s.sendall(data)
+                            s.shutdown(socket.SHUT_WR)
+                        answer = read_all(s)
+                    self.assertTrue(
+                        not answer or answer.startswith(b"HTTP/1.1 "), answer
+                    )
+                    for status in statuses(answer) or [0]:
+                        ends[status] = ends.get(status, 0) + 1
+                        self.assertTrue(status < 500 or status in (503, 505), answer)
+        until(lambda: sockets_of(b) == 0, "the end of all connections")
+        after = footprint(b.process.pid)
+        print(
+            f"requests: seed {self.seed}, 6000 sent, {dict(sorted(ends.items()))},"
+            f" {before} -> {after}",
+            file=sys.stderr,
+        )
+        self.assertEqual([s for s in b.lines if "a request failed" in s], [])
+        self.assertLessEqual(after.descriptors, before.descriptors + 1)
+        self.assertLess(after.rss_kb - before.rss_kb, 20_000)
+        self.assertEqual(b.deploy()["status"], "success")
+
+    def test_signed_nonsense_is_answered_and_boop_goes_on(self) -> None:
+        b, ends = self.boop(), {}
+        for i in range(400):
+            body = self.payload()
+            headers = {
+                k.replace("-", "_"): v
+                for k, v in self.random.choice(self.EVENTS).items()
+            }
+            with self.subTest(seed=self.seed, i=i, body=body[:300]):
+                status = b.hook(body, None, **headers).status
+                ends[status] = ends.get(status, 0) + 1
+                self.assertIn(status, (200, 202, 400))
+        print(f"signed: seed {self.seed}, {ends}", file=sys.stderr)
+        self.assertEqual(b.deploy()["status"], "success")
+
+
+# --- Masking --------------------------------------------------------------------------
+
+
+class Masking(Case):
+    """Promise 7, wherever the script's writes are cut."""
+
+    def test_a_stream_is_masked_as_its_whole_would_be(self) -> None:
+        rng = random.Random(7)
+        for _ in range(3000):
+            secrets = {
+                "".join(rng.choices("ab", k=rng.randrange(3, 9))): "*" for _ in range(3)
+            }
+            text = "".join(
+                rng.choice([*secrets, "a", "b", "ba", "x"])
+                for _ in range(rng.randrange(12))
+            )
+            mask, data, out = boop.Mask(secrets), text.encode(), b""
+            while data:
+                cut = rng.randrange(1, 5)
+                out, data = out + mask.feed(data[:cut]), data[cut:]
+            with self.subTest(secrets=list(secrets), text=text):
+                self.assertEqual(
+                    (out + mask.flush()).decode(), boop.Mask(secrets).text(text)
+                )
+
+    SECRETS = {
+        "MY_TOKEN": "tok-1234567890",
+        "OTHER_SECRET": "tok-1234567890-and-more",
+        "A_PASSWORD": "pässwörd€€",
+        "SSH_KEY": "-----BEGIN-----\nline\tone\nline two\n-----END-----",
+        "API_KEY": "aaaaaaaabaaaaaaaab",
+        "BOOP_GITHUB_TOKEN": "ghp_0123456789abcdef",
+    }
+
+    def everywhere(self, b: Daemon, number: int) -> bytes:
+        """All that boop shows or keeps."""
+        found = b.get(f"/log/{number}?follow").body
+        for path in ("/", f"/log/{number}"):
+            for accept in ("*/*", "text/html", "application/json"):
+                found += b.get(path, accept).body
+        for path in b.state.glob(f"{number}.*"):
+            found += path.read_bytes()
+        return found + "".join(b.lines).encode()
+
+    def test_no_secret_is_shown_wherever_it_is_cut(self) -> None:
+        secrets = {k: v for k, v in self.SECRETS.items() if not k.startswith("BOOP_")}
+        names = " ".join(secrets)
+        b = self.boop(
+            f"""
+            for name in {names}; do
+                value=${{!name}}
+                LC_ALL=C
+                for ((i = 0; i < ${{#value}}; i++)); do printf %s "${{value:i:1}}"; done
+                printf ' '
+                head -c $((65536 - ${{#value}} / 2)) /dev/zero | tr '\\0' .
+                printf '%s' "$value"
+                printf '%s%s\\n' "$value" "$value"
+                printf '%s' "${{value:0:5}}"; printf '%s|' "$value"
+            done
+            printf %s "${{MY_TOKEN:0:10}}"
+            """,
+            BOOP_GITHUB_API="http://127.0.0.1:1",
+            **self.SECRETS,
+        )
+        found = self.everywhere(b, b.push())
+        for name, value in self.SECRETS.items():
+            self.assertNotIn(value.encode(), found, name)
+        self.assertNotIn(b"and-more", found)  # the longest of them is replaced
+        log = (b.state / "1.log").read_bytes()
+        self.assertEqual(log.count(b"***"), 5 * len(secrets))
+
+    def test_no_secret_of_a_payload_is_shown_also_where_it_is_trimmed(self) -> None:
+        secret = "tok-" + "0123456789" * 4
+        b = self.boop("exit 1", MY_TOKEN=secret)
+        head = github_push()["head_commit"]
+        for before in (0, 4060, 4070, 4090):
+            message = "m" * before + secret
+            author = {"name": "n" * (before % 250) + secret}
+            with self.subTest(before=before):
+                push = github_push(
+                    head_commit=head | {"message": message, "author": author}
+                )
+                found = self.everywhere(b, b.hook(push).json["deployment"])
+                self.assertNotIn(secret[:12].encode(), found)
+        for ref in (f"refs/heads/{secret}", "refs/heads/" + "r" * 220 + secret):
+            answer = b.hook(github_push(ref=ref))
+            self.assertEqual(answer.status, 200)
+            self.assertNotIn(secret[:12], answer.text + "".join(b.lines))
+
+    def test_no_part_of_the_repositorys_user_is_shown(self) -> None:
+        server = socket.create_server(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        server.close()
+        for user, parts in (
+            ("ann:hunter2hunter2", ["hunter2hunter2"]),
+            ("ghp_tokentokentoken", ["ghp_tokentokentoken"]),
+            ("ghp_tokentokentoken:x-oauth-basic", ["ghp_tokentokentoken"]),
+            ("ann:p%40sswordp%40ss", ["p%40sswordp%40ss", "p@sswordp@ss"]),
+        ):
+            with self.subTest(user=user):
+                name = user.partition(":")[0]
+                b = self.boop(
+                    'echo "$BOOP_REPO"; env; for v in '
+                    + " ".join(f"'{part}'" for part in parts)
+                    + f"; do echo $v; done; echo \"could not read 'https://{name}@h'\"",
+                    BOOP_REPO=f"http://{user}@127.0.0.1:{port}/a/b.git",
+                    BOOP_BRANCH="main",
+                )
+                b.said("cannot look at")
+                found = self.everywhere(b, b.push()).decode()
+                for part in [user, *parts]:
+                    self.assertNotIn(part, found)
+            self.doCleanups()
+            self.setUp()
+
+
+# --- Telling others -------------------------------------------------------------------
+
+
+class Api(http.server.BaseHTTPRequestHandler):
+    """A forge's API: takes commit statuses, in one of several moods."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.news:
+            self.server.taken.append((self.path, body, self.headers["Authorization"]))
+            self.server.news.notify_all()
+        if self.server.mood == "hangs":
+            self.server.over.wait(LIMIT_S)
+        elif self.server.mood == "redirects":
+            self.send_response(302)
+            self.send_header("Location", self.server.other)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            self.send_response(self.server.mood)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    def do_GET(self) -> None:
+        with self.server.news:
+            self.server.taken.append((self.path, None, self.headers["Authorization"]))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+class Reporting(Case):
+    """Commit statuses and BOOP_NOTIFY: can fail, cannot hurt."""
+
+    def api(self, mood: int | str = 201) -> http.server.ThreadingHTTPServer:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
+        server.mood, server.taken, server.news = mood, [], threading.Condition()
+        server.over = threading.Event()
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        self.addCleanup(thread.join)
+        self.addCleanup(server.server_close)
+        self.addCleanup(server.shutdown)
+        self.addCleanup(server.over.set)
+        return server
+
+    def taken(self, server: http.server.ThreadingHTTPServer, number: int) -> list:
+        with server.news:
+            ok = server.news.wait_for(lambda: len(server.taken) >= number, LIMIT_S)
+            self.assertTrue(ok, server.taken)
+            return list(server.taken)
+
+    def reporting(self, port: int, script: str = "exit 0", **env: str) -> Daemon:
+        return self.boop(
+            script,
+            BOOP_GITHUB_TOKEN="ghp_0123456789",
+            BOOP_GITHUB_API=f"http://127.0.0.1:{port}",
+            BOOP_URL="https://boop.example/",
+            **env,
+        )
+
+    def test_commit_statuses_come_in_order_and_link_to_the_log(self) -> None:
+        server = self.api()
+        b = self.reporting(server.server_port, '[ "$BOOP_NUMBER" != 2 ]')
+        for number in (1, 2, 3):
+            b.finished(b.push(f"{number}" * 40))
+        taken = self.taken(server, 6)
+        self.assertEqual(
+            [(path[-1], body["state"]) for path, body, _ in taken],
+            [
+                ("1", "pending"),
+                ("1", "success"),
+                ("2", "pending"),
+                ("2", "failure"),
+                ("3", "pending"),
+                ("3", "success"),
+            ],
+        )
+        path, body, authorization = taken[-1]
+        self.assertEqual(path, f"/repos/Codertocat/Hello-World/statuses/{'3' * 40}")
+        self.assertEqual(body["target_url"], "https://boop.example/log/3")
+        self.assertEqual(body["context"], "boop")
+        self.assertEqual(authorization, "token ghp_0123456789")
+
+    def test_an_api_that_is_slow_dead_or_ill_delays_no_deployment(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as gone:
+            dead = gone.getsockname()[1]
+        silent = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(silent.close)
+        for name, port in (
+            ("hangs", self.api("hangs").server_port),
+            ("does not accept", silent.getsockname()[1]),
+            ("dead", dead),
+            ("500", self.api(500).server_port),
+            ("403", self.api(403).server_port),
+        ):
+            with self.subTest(name):
+                b = self.reporting(port)
+                begun = time.monotonic()
+                for _ in range(5):
+                    self.assertEqual(b.deploy()["status"], "success")
+                self.assertLess(time.monotonic() - begun, 2)
+                if name in ("403", "dead"):
+                    b.said("commit status not sent")
+                self.assertNotIn("ghp_0123456789", "".join(b.lines))
+                begun = time.monotonic()
+                self.assertEqual(b.stop()[0], 0)
+                self.assertLess(time.monotonic() - begun, 4)
+
+    def test_the_token_is_not_taken_to_where_an_api_redirects(self) -> None:
+        server, other = self.api("redirects"), self.api()
+        server.other = f"http://localhost:{other.server_port}/elsewhere"
+        b = self.reporting(server.server_port)
+        b.deploy()
+        until(lambda: other.taken or "not sent" in "".join(b.lines), "an end")
+        self.assertEqual([x for x in other.taken if x[2]], [])
+        b.said("commit status not sent")
+
+    def notify(self, body: str) -> str:
+        path = self.folder / "notify"
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+        return str(path)
+
+    def test_a_notification_that_hangs_fails_or_is_missing_is_no_obstacle(self) -> None:
+        for name, body, words in (
+            ("hangs", "echo $$ >> pids; sleep 1000", "timed out after 1 s"),
+            ("ignores SIGTERM", "trap '' TERM; sleep 1000", "timed out after 1 s"),
+            ("fails", "echo what; exit 3", "exit status 3: what"),
+            ("leaves a child", "sleep 1000 & exit 4", "exit status 4"),
+        ):
+            with self.subTest(name):
+                d = self.daemon("exit 0", BOOP_NOTIFY=self.notify(body))
+                b = self.short_notify(d).start()
+                begun = time.monotonic()
+                for _ in range(4):
+                    self.assertEqual(b.deploy()["status"], "success")
+                self.assertLess(time.monotonic() - begun, 2)
+                b.said(words)
+            self.doCleanups()
+            self.setUp()
+        self.clean_up_sleepers()
+
+    def clean_up_sleepers(self) -> None:
+        """`leaves a child` has left some, as notifications may."""
+        me = pathlib.Path("/proc")
+        for path in me.glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if (
+                    b"boop-test-" in path.read_bytes()
+                    and b"BOOP_LOG_URL" in path.read_bytes()
+                ):
+                    os.kill(int(path.parent.name), signal.SIGKILL)
+
+    def short_notify(self, d: Daemon) -> Daemon:
+        d = patched(d)
+        at = d.argv.index("-c") + 1
+        d.argv[at] = d.argv[at].replace(
+            "sys.exit(", "boop.Reporter.NOTIFY_TIMEOUT_S = 1\nsys.exit("
+        )
+        return d
+
+    def test_a_chatty_notification_fills_no_disk(self) -> None:
+        d = self.short_notify(
+            self.daemon("exit 0", BOOP_NOTIFY=self.notify("exec yes"))
+        )
+        b = d.start()
+        b.push()
+        most = 0
+        while not any("timed out after 1 s" in line for line in b.lines):
+            most = max(most, spooled_bytes(b))
+            time.sleep(0.05)
+        print(f"a chatty notification: {most >> 20} MiB kept", file=sys.stderr)
+        self.assertLess(most, 20 << 20)
+
+
+def soak_for(seconds: float, seed: int | None = None) -> int:
+    """Prints what it did; the exit status is 1 if a push was lost."""
+    with tempfile.TemporaryDirectory(prefix="boop-soak-") as folder:
+        soak = Soak(pathlib.Path(folder), seed)
+        print(f"seed {soak.seed}", flush=True)
+        soak.run(seconds)
+        print(soak)
+        for line in soak.wrong[:20]:
+            print(f"  {line}")
+    return int(bool(soak.lost or soak.wrong))
+
+
 # --- The benchmark of deploy.sh -------------------------------------------------------
 
 ORIGINAL = """
@@ -4203,6 +6002,8 @@ def main() -> None:
     if sys.argv[1:2] == ["--bench"]:
         bench_boop()
         bench_deploy()
+    elif sys.argv[1:2] == ["--soak"]:
+        sys.exit(soak_for(float(sys.argv[2]), *map(int, sys.argv[3:4])))
     else:
         unittest.main()
 
