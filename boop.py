@@ -670,7 +670,8 @@ def _json_object(body: typing.IO[bytes], kind: str) -> dict[str, typing.Any]:
         raw = body.read()
         text = (raw if kind == JSON else form_payload(raw) or b"").decode()
         del raw
-        value = json.loads(text, object_hook=_without_files)
+        large = len(text) > SPOOL_BYTES
+        value = json.loads(text, object_hook=_without_files if large else None)
     except (ValueError, RecursionError):  # also of a number with 5,000 digits
         raise Refusal(400, f"{where} is not JSON") from None
     if not isinstance(value, dict):
@@ -1274,7 +1275,8 @@ class Deployments:
         record = as_json(deployment)
         record |= {name: getattr(deployment, name) for name in PRIVATE_FIELDS}
         name, temporary = f"{deployment.number}.json", f".{deployment.number}.json.new"
-        data = json.dumps(record, indent=1).encode() + b"\n"
+        lines = [f' "{name}": {json.dumps(value)}' for name, value in record.items()]
+        data = ("{\n" + ",\n".join(lines) + "\n}\n").encode()
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
             with open(
