@@ -8,19 +8,21 @@ The way of a push, left to right, and the thread that each part runs in:
 
     forge --POST /deploy--> Handler --Push--> Deployments --> Runner --> deploy.sh
                             (worker)          (the lock,      (runner)      |
-                                               N.json)                 N.log v
-    curl, browser <-- Handler: list, log (worker) <------------------- Followers
-                                                                       (follower)
+                                               N.json)                    N.log
+                                                                            |
+    curl, browser <-- Handler: list, log (worker)                           |
+                  <-- Followers: ?follow (follower) <-----------------------+
 
-Threads: *main* accepts connections and minds signals and timers; *workers* answer
-one connection each (none until the first request); *runner* runs the script;
-*follower* feeds all who watch a log (started by the first of them); *catch-up*
-asks git for the branch's tip, and ends; *reporter* talks to GitHub and to
-BOOP_NOTIFY (only where one of them is set).
+Threads: *main* accepts connections and minds signals and timers; *workers* answer one
+connection each (none until the first request); *runner* runs the script; *follower*
+feeds all who watch a log or the list grow (started by the first of them); *catch-up*
+asks git for the branch's tip, and ends; *reporter* talks to GitHub and to BOOP_NOTIFY
+(only where one of them is set). A worker or the runner may ask git, too, where a
+request by hand needs to know the branch or its tip: one at a time (Origin).
 
 The rooms, top to bottom; each uses only the rooms above it:
 
-    1. Constants     limits, each with its reason; what is said on stderr
+    1. Constants     limits, each with its reason; masking; what is said on stderr
     2. Settings      one table: variable, flag, default, check, help
     3. Pushes        is it signed, and what does it say: bytes in, a Push out
     4. Deployments   the locked dict and its records on disk
@@ -180,7 +182,7 @@ def connections_for(most: int) -> int:
 
 
 class Console:
-    """Says things on stderr, a line each. Set up once by main, before any thread.
+    """Says things on stderr, a line each. main sets its mask, before any thread starts.
 
     Under systemd a line carries its priority, sd-daemon(3); elsewhere the time.
     """
@@ -3224,7 +3226,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """One connection: any number of requests, one after the other."""
 
     protocol_version = "HTTP/1.1"
-    server_version, sys_version = f"boop/{VERSION}", ""
     disable_nagle_algorithm = True
     wbufsize = -1  # the head and the body leave in one piece
 
@@ -3582,6 +3583,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._page(Page(BOOP_JS.encode(), "text/javascript", f'"{VERSION}"'))
 
     # http.server's own words, in our ways.
+
+    def version_string(self) -> str:
+        """The Server header: boop's version, and not Python's."""
+        return f"boop/{VERSION}"
 
     def send_error(
         self, code: int, message: str | None = None, explain: str | None = None
