@@ -2998,11 +2998,13 @@ HEARS = select.POLLIN | select.POLLRDHUP  # it says something, or leaves
 class Follower:
     """One who watches a log (number) or the list (0) grow; the follower's thread's."""
 
-    def __init__(self, connection: socket.socket, number: int) -> None:
+    def __init__(
+        self, connection: socket.socket, number: int, unsent: bytes = b""
+    ) -> None:
         self.connection, self.number = connection, number
         self.at = 0  # bytes of the log that it has
         self.log: typing.IO[bytes] | None = None
-        self.unsent = b""
+        self.unsent = unsent  # of the list's lines
         self.stuck_since = 0.0  # its socket takes nothing more; 0: it does
 
 
@@ -3058,8 +3060,11 @@ class Followers:
             self._thread.join(1)
 
     def _run(self) -> None:
-        while not self._closing:
-            events = self._poll.poll(1000 if self._any_stuck() else None)
+        closing = False
+        while not closing:
+            closing = self._closing  # and then once more: for the last line of a log
+            wait_ms = 0 if closing else 1000 if self._any_stuck() else None
+            events = self._poll.poll(wait_ms)
             self._bell.hear()
             with self._lock:
                 new, self._new = self._new, []
@@ -3546,14 +3551,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.site.followers.full():
             raise Refusal(503, "boop has all the followers it serves")
         self.close_connection = True
-        self._head(200, Page(first, TEXT, cache="no-store"), None, NO_BUFFERING)
+        self._head(200, Page(b"", TEXT, cache="no-store"), None, NO_BUFFERING)
         if self.command == "HEAD":
             return
-        self.wfile.write(first)
         self.wfile.flush()
         connection = self.connection.dup()
         connection.setblocking(False)
-        self.site.followers.add(Follower(connection, number))
+        self.site.followers.add(Follower(connection, number, first))
 
     def _healthz(self) -> None:
         """GET /healthz: 200, or 503 and why."""

@@ -1541,6 +1541,7 @@ class Following(Case):
     def test_the_list_tells_each_change(self) -> None:
         b = self.boop()
         s = self.follow(b, "/")
+        self.until_line(s, b"boop: whatever changes\n")  # from here on
         b.push()
         told = self.until_line(s, b"1 success main 11111111\n")
         self.assertIn(b"1 queued main 11111111\n", told)
