@@ -58,6 +58,9 @@ import time
 import typing
 import urllib.parse
 
+if typing.TYPE_CHECKING:
+    import argparse
+
 # http.server imports http.client, and that imports ssl if there is one: 4 ms and 1.3 MB
 # that only a commit status needs (see Reporter._post). argparse, urllib.request and
 # unicodedata are imported where they are used, for the same reason.
@@ -2119,6 +2122,7 @@ def list_text(ds: typing.Sequence[Deployment], now: float, color: bool = False) 
 
 
 def text_columns(ds: typing.Sequence[Deployment]) -> Columns:
+    """The table's widths, as wide as what stands in it."""
     number = max(2, len(str(max(ds[0].number, ds[-1].number))))
     status = max(6, *(len(d.status) for d in ds))
     branches = {d.branch for d in ds}
@@ -2130,6 +2134,7 @@ def text_columns(ds: typing.Sequence[Deployment]) -> Columns:
 
 
 def text_header(newest: Deployment, widths: Columns) -> str:
+    """The table's first line."""
     on = f"{'BRANCH':<{widths.branch}}  "
     message = "MESSAGE"
     if not widths.branch:
@@ -2141,6 +2146,7 @@ def text_header(newest: Deployment, widths: Columns) -> str:
 
 
 def text_row(d: Deployment, now: float, widths: Columns, color: bool) -> str:
+    """A deployment's line; its reason, if any, follows on a line of its own."""
     status = d.status.ljust(widths.status)
     if color:
         status = f"\x1b[{SGR[d.status]}m{status}\x1b[0m"
@@ -2191,6 +2197,7 @@ def favicon(status: str) -> str:
 
 
 def icon(status: str) -> str:
+    """The status's shape; the page's SPRITE draws it."""
     return (
         f'<svg class="icon {status}" aria-hidden="true"><use href="#{status}"/></svg>'
     )
@@ -2245,6 +2252,7 @@ def commit_url(repo: str, commit: str | None) -> str | None:
 
 
 def commit_html(d: Deployment) -> str:
+    """The short commit, linked to its forge where that is known."""
     if not d.commit:
         return ""
     url = commit_url(d.repo, d.commit)
@@ -2258,6 +2266,7 @@ def site_name(repo: str) -> str:
 
 
 def trigger_html(d: Deployment) -> str:
+    """What asked for it; of several pushes, how many."""
     return f"{d.pushes} pushes" if d.pushes > 1 else safe(d.trigger)
 
 
@@ -2305,6 +2314,7 @@ def what_html(d: Deployment) -> str:
 
 
 def when_html(d: Deployment, now: float) -> str:
+    """How long it has run, or when it ended, or since when it waits."""
     ran = ran_html(d, now)
     if d.status == "inprogress":
         return f"running for {ran}"
@@ -4018,8 +4028,31 @@ script. `deploy` asks the running boop for a deployment and follows it: of the
 branch's tip, or of exactly COMMIT (a full commit id)."""
 
 
-def read_flags(argv: list[str]) -> tuple[dict[str, str], typing.Any]:
-    """Settings by name, as flags gave them, and what else was asked.
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("command", nargs="?", choices=["deploy"], metavar="deploy")
+    parser.add_argument("commit", nargs="?", metavar="COMMIT", help="a full commit id")
+    parser.add_argument("--version", action="version", version=f"boop {VERSION}")
+    parser.add_argument(
+        "--check", action="store_true", help="check all settings, and exit"
+    )
+    group = parser.add_argument_group("settings (a flag wins over its variable)")
+    secrets = ["\nvariables without a flag:"]
+    for s in SETTINGS:
+        default = s.shown or s.default or "none"
+        if s.secret:
+            secrets.append(f"  {s.variable}: {s.help} (default: none)")
+            continue
+        group.add_argument(
+            f"--{s.name.replace('_', '-')}",
+            metavar=s.variable,
+            dest=f"setting {s.name}",
+            help=f"{s.help} (default: {default})".replace("%", "%%"),
+        )
+    parser.description = HELP + "\n" + "\n".join(secrets)
+
+
+def read_flags(argv: list[str]) -> tuple[dict[str, str], typing.Any, list[str]]:
+    """Settings by name, as flags gave them; what else was asked; and the mistakes.
 
     Raises BadSettings; --help and --version print, and raise SystemExit.
     """
@@ -4036,46 +4069,31 @@ def read_flags(argv: list[str]) -> tuple[dict[str, str], typing.Any]:
         allow_abbrev=False,
         epilog="Secrets have no flag: the process list shows flags to everyone.",
     )
-    parser.add_argument("command", nargs="?", choices=["deploy"], metavar="deploy")
-    parser.add_argument("commit", nargs="?", metavar="COMMIT", help="a full commit id")
-    parser.add_argument("--version", action="version", version=f"boop {VERSION}")
-    parser.add_argument(
-        "--check", action="store_true", help="check all settings, and exit"
-    )
-    group = parser.add_argument_group("settings (a flag wins over its variable)")
-    secrets = ["\nvariables without a flag:"]
-    for s in SETTINGS:
-        default = s.shown or s.default or "none"
-        if s.secret:
-            secrets.append(f"  {s.variable}: {s.help}")
-            continue
-        group.add_argument(
-            f"--{s.name.replace('_', '-')}",
-            metavar=s.variable,
-            dest=f"setting {s.name}",
-            help=f"{s.help} (default: {default})".replace("%", "%%"),
-        )
-    parser.description = HELP + "\n" + "\n".join(secrets)
-    given = parser.parse_args(argv)
+    _add_flags(parser)
+    given, unknown = parser.parse_known_args(argv)
     flags = {
         name.removeprefix("setting "): value
         for name, value in vars(given).items()
         if name.startswith("setting ") and value is not None
     }
-    return flags, given
+    mistakes = [one_line(f"{word}: no such flag") for word in unknown]
+    if given.commit and not is_commit(given.commit):
+        mistakes.append(one_line(f"{given.commit}: not a full commit id"))
+    return flags, given, mistakes
 
 
 def main(argv: list[str] | None = None) -> int:
     """boop. The exit status: 0, 1 (it can't serve), or 78 (bad settings)."""
     environ = dict(os.environ)
     argv = sys.argv[1:] if argv is None else argv
+    mistakes: list[str] = []
     try:
-        flags, given = read_flags(argv) if argv else ({}, None)
-        if given and given.commit and not is_commit(given.commit):
-            raise BadSettings([f"{given.commit!r} is not a full commit id"])
+        flags, given, mistakes = read_flags(argv) if argv else ({}, None, [])
         settings = read_settings(environ, flags)
     except BadSettings as bad:
-        for mistake in bad.mistakes:
+        mistakes += bad.mistakes
+    if mistakes:
+        for mistake in mistakes:
             say(mistake, ERROR)
         return EX_CONFIG
     say.mask = Mask(secrets_of(settings, environ))

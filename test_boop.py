@@ -326,13 +326,22 @@ class Case(unittest.TestCase):
             self.assertNotIn("Traceback", said)
 
     def gate(self, name: str = "gate") -> pathlib.Path:
-        """A FIFO: a script that reads it (`read < gate`) waits until open_gate."""
+        """A FIFO: a script waits for open_gate by `until read < gate; do :; done`
+        (again after an end of file: the last one who opened it may not have closed)."""
         path = self.folder / name
         os.mkfifo(path)
         return path
 
     def open_gate(self, path: pathlib.Path) -> None:
-        path.write_text("go\n")  # blocks until the script is there to read
+        """Lets one script pass; waits until it is there."""
+
+        def opened() -> int | None:
+            with contextlib.suppress(OSError):  # ENXIO: nobody reads it yet
+                return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+
+        fd = until(opened, f"a reader of {path}")
+        os.write(fd, b"go\n")
+        os.close(fd)
 
 
 def git(folder: pathlib.Path, *args: str) -> str:
@@ -610,7 +619,9 @@ class Queue(Case):
 
     def test_pushes_during_a_run_share_one_queued_deployment(self) -> None:
         gate = self.gate()
-        b = self.boop(f"echo run >> {self.folder}/runs; read < {gate}")
+        b = self.boop(
+            f"echo run >> {self.folder}/runs; until read < {gate}; do :; done"
+        )
         self.assertEqual(b.push(), 1)
         b.said("deployment 1: push")
         until(lambda: (self.folder / "runs").exists(), "the first run")
@@ -628,7 +639,9 @@ class Queue(Case):
         self,
     ) -> None:
         gate = self.gate()
-        b = self.boop(f"mkdir ../alone && read < {gate}; rmdir ../alone")
+        b = self.boop(
+            f"mkdir ../alone && until read < {gate}; do :; done; rmdir ../alone"
+        )
         b.push()
         until((b.state / "alone").exists, "the first run")
         answers: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -800,7 +813,7 @@ class Runner(Case):
 
     def test_a_script_that_closes_its_output_is_waited_for(self) -> None:
         gate = self.gate()
-        b = self.boop(f"exec >&- 2>&-; read < {gate}; exit 5")
+        b = self.boop(f"exec >&- 2>&-; until read < {gate}; do :; done; exit 5")
         number = b.push()
         self.open_gate(gate)
         self.assertEqual(b.finished(number)["reason"], "exit status 5")
@@ -896,7 +909,9 @@ class Answers(Case):
 
     def test_a_queued_deployment_has_a_page(self) -> None:
         gate = self.gate()
-        b = self.boop(f"echo here > {self.folder}/here; read < {gate}")
+        b = self.boop(
+            f"echo here > {self.folder}/here; until read < {gate}; do :; done"
+        )
         b.push()
         until(lambda: (self.folder / "here").exists(), "the first run")
         b.push()
@@ -1482,7 +1497,9 @@ class Following(Case):
 
     def test_lines_come_as_they_are_written_and_boops_last_line_ends_it(self) -> None:
         gate = self.gate()
-        b = self.boop(f"echo one; read < {gate}; echo two; read < {gate}; echo three")
+        b = self.boop(
+            f"echo one; until read < {gate}; do :; done; echo two; until read < {gate}; do :; done; echo three"
+        )
         number = b.push()
         s = self.follow(b, f"/log/{number}")
         first = self.until_line(s, b"one\n")
@@ -1495,7 +1512,7 @@ class Following(Case):
 
     def test_a_queued_deployment_is_waited_for(self) -> None:
         gate = self.gate()
-        b = self.boop(f"echo number $BOOP_NUMBER; read < {gate}")
+        b = self.boop(f"echo number $BOOP_NUMBER; until read < {gate}; do :; done")
         b.push()
         b.said("deployment 1: push")
         s = self.follow(b, f"/log/{b.push()}")
@@ -1506,7 +1523,9 @@ class Following(Case):
 
     def test_fifty_follow_and_those_who_leave_cost_nothing(self) -> None:
         gate = self.gate()
-        b = self.boop(f"echo first; read < {gate}; seq 1000; read < {gate}")
+        b = self.boop(
+            f"echo first; until read < {gate}; do :; done; seq 1000; until read < {gate}; do :; done"
+        )
         b.push()
         b.said("deployment 1: push")
         before = descriptors(b.process.pid)
@@ -1531,7 +1550,7 @@ class Following(Case):
 
     def test_a_follower_that_does_not_read_holds_nobody_up(self) -> None:
         gate = self.gate()
-        b = self.boop(f"read < {gate}; seq 2000000")
+        b = self.boop(f"until read < {gate}; do :; done; seq 2000000")
         b.push()
         idle = self.follow(b, "/log/1")
         self.open_gate(gate)
@@ -2177,7 +2196,9 @@ class ByHand(Case):
 
     def test_a_rollback_and_the_tip_do_not_share_a_deployment(self) -> None:
         gate = self.gate()
-        b, checkout = self.boop_with_site(f"[ $BOOP_NUMBER = 1 ] || read < {gate}")
+        b, checkout = self.boop_with_site(
+            f"[ $BOOP_NUMBER = 1 ] || until read < {gate}; do :; done"
+        )
         tip = git(checkout, "rev-parse", "HEAD")
         by_hand = [b.hook({}, None).json["deployment"]]
         b.said("deployment 2: manual")
@@ -4444,7 +4465,9 @@ class FullDisk(Case):
         self,
     ) -> None:
         gate, lost = self.gate(), "head -c 9000 /dev/zero | tr '\\0' x"
-        b = self.small(f"echo > ../on; read < {gate}; {lost}; read < {gate}; exit 0")
+        b = self.small(
+            f"echo > ../on; until read < {gate}; do :; done; {lost}; until read < {gate}; do :; done; exit 0"
+        )
         b.push()
         until((b.small / "on").exists, "the script")
         self.fill(b)
@@ -4941,7 +4964,9 @@ sys.exit(""",
     def test_all_that_boop_serves_fits_into_1024_descriptors(self) -> None:
         tool("prlimit", "util-linux")
         gate = self.gate()
-        b = self.daemon(f"read < {gate}", prefix=["prlimit", "--nofile=1024:1024"])
+        b = self.daemon(
+            f"until read < {gate}; do :; done", prefix=["prlimit", "--nofile=1024:1024"]
+        )
         b.start().push()
         b.said("deployment 1: push")
         for s in self.connect(b, boop.MAX_FOLLOWERS):
@@ -5940,7 +5965,7 @@ def bench_shared(b: Daemon) -> list[float]:
     gate = b.folder / "gate"
     os.mkfifo(gate)
     plain = b.script.read_text()
-    b.write_script(f"read < {gate}")
+    b.write_script(f"until read < {gate}; do :; done")
     b.push()
     b.push()
     times = []
