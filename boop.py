@@ -2074,7 +2074,7 @@ def ran_for(d: Deployment, now: float) -> float | None:
 class Columns(typing.NamedTuple):
     """Widths of the text table's columns, in terminal columns."""
 
-    number: int
+    log: int  # "log/7", which is also the address below this one
     status: int
     branch: int  # 0: all are of one branch, which the header names
     message: int
@@ -2115,7 +2115,7 @@ def list_text(ds: typing.Sequence[Deployment], now: float, color: bool = False) 
     for d in ds:
         lines.append(text_row(d, now, widths, color))
         if d.reason:
-            indent = widths.number + 2
+            indent = widths.log + 2
             reason = clip(shown(d.reason), TEXT_COLUMNS - indent)
             lines.append(" " * indent + reason)
     return "\n".join(lines) + "\n"
@@ -2123,14 +2123,14 @@ def list_text(ds: typing.Sequence[Deployment], now: float, color: bool = False) 
 
 def text_columns(ds: typing.Sequence[Deployment]) -> Columns:
     """The table's widths, as wide as what stands in it."""
-    number = max(2, len(str(max(ds[0].number, ds[-1].number))))
+    log = len(f"log/{max(ds[0].number, ds[-1].number)}")
     status = max(6, *(len(d.status) for d in ds))
     branches = {d.branch for d in ds}
     branch = 0
     if len(branches) > 1:
         branch = max(6, *(min(12, columns(shown(name))) for name in branches))
-    left = number + 2 + status + 2 + 16 + 2 + 6 + 2 + (branch and branch + 2) + 7 + 2
-    return Columns(number, status, branch, TEXT_COLUMNS - left)
+    left = log + 2 + status + 2 + 16 + 2 + 6 + 2 + (branch and branch + 2) + 7 + 2
+    return Columns(log, status, branch, TEXT_COLUMNS - left)
 
 
 def text_header(newest: Deployment, widths: Columns) -> str:
@@ -2140,7 +2140,7 @@ def text_header(newest: Deployment, widths: Columns) -> str:
     if not widths.branch:
         on, message = "", f"MESSAGE on {shown(newest.branch)}"
     return (
-        f"{'#':>{widths.number}}  {'STATUS':<{widths.status}}  {'QUEUED (UTC)':<16}  "
+        f"{'':<{widths.log}}  {'STATUS':<{widths.status}}  {'QUEUED (UTC)':<16}  "
         f"{'TOOK':>6}  {on}COMMIT   {clip(message, widths.message)}"
     )
 
@@ -2159,7 +2159,7 @@ def text_row(d: Deployment, now: float, widths: Columns, color: bool) -> str:
         on += " " * (widths.branch - columns(on) + 2)
     what = clip(shown(d.message) or f"({shown(d.trigger)})", widths.message)
     return (
-        f"{d.number:>{widths.number}}  {status}  {queued}  {ran_text:>6}  "
+        f"{f'log/{d.number}':<{widths.log}}  {status}  {queued}  {ran_text:>6}  "
         f"{on}{short(d.commit):<7}  {what}"
     )
 
