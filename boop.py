@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import email.errors
 import email.message
 import fcntl
 import hmac
@@ -275,7 +276,7 @@ def _whole(least: int, most: int) -> typing.Callable[[str], int]:
 
 
 def _executable(text: str) -> str:
-    path = os.path.abspath(os.path.expanduser(text)) if text else ""
+    path = _path(text) if text else ""
     if path and not os.path.isfile(path):
         raise ValueError("no such file")
     if path and not os.access(path, os.X_OK):
@@ -283,11 +284,8 @@ def _executable(text: str) -> str:
     return path
 
 
-def _folder(text: str) -> str:
-    path = os.path.abspath(os.path.expanduser(text))
-    if os.path.exists(path) and not os.path.isdir(path):
-        raise ValueError("not a folder")
-    return path
+def _path(text: str) -> str:
+    return os.path.abspath(os.path.expanduser(text))
 
 
 def _url(text: str) -> str:
@@ -308,7 +306,7 @@ def _repo(text: str) -> str:
         raise ValueError("not a repository's URL or path")
     if re.match(r"[\w.+-]+://|[^/]+:", text):  # https://… | git@host:path
         return text
-    return os.path.abspath(os.path.expanduser(text)) if text else ""
+    return _path(text) if text else ""
 
 
 def branch_name(text: str) -> str:
@@ -358,7 +356,7 @@ SETTINGS = (
     Setting(
         "BOOP_STATE",
         "",
-        _folder,
+        _path,
         "where records, logs and the script's work folder live",
         shown="$STATE_DIRECTORY, $XDG_STATE_HOME/boop or ~/.local/state/boop",
     ),
@@ -372,7 +370,7 @@ SETTINGS = (
     Setting(
         "BOOP_BRANCH",
         "",
-        lambda text: branch_name(text) if text else "",
+        lambda text: branch_name(text.removeprefix("refs/heads/")) if text else "",
         "the branch to deploy",
         shown="the repository's default branch",
     ),
@@ -745,10 +743,11 @@ def _bitbucket(payload: typing.Any) -> typing.Iterable[Change]:
     changes = dig(payload, "push", "changes")
     for change in changes if isinstance(changes, list) else ():
         new = dig(change, "new")
-        kind = {"branch": "heads", "tag": "tags"}.get(str(dig(new, "type")), "other")
+        moved = new or dig(change, "old")
+        kind = {"branch": "heads", "tag": "tags"}.get(str(dig(moved, "type")), "other")
         author = dig(new, "target", "author", "raw")
         yield Change(
-            ref=f"refs/{kind}/{dig(new, 'name')}" if new else "refs/heads/deleted",
+            ref=f"refs/{kind}/{dig(moved, 'name')}",
             commit=dig(new, "target", "hash"),
             deleted=dig(change, "closed") is True or not new,
             message=dig(new, "target", "message"),
@@ -864,7 +863,7 @@ def _wanted(
     return Push(
         repo=settings.repo or clone_url(forge.clone_url(payload)),
         branch=branch,
-        commit=change.commit,
+        commit=change.commit and change.commit.lower(),
         message=clean(change.message, MAX_MESSAGE_CHARS),
         author=clean(change.author, MAX_NAME_CHARS),
         full_name=full_name(dig(payload, "repository", "full_name")),
@@ -887,14 +886,14 @@ def _manual(
     if not branch:
         raise Refusal(503, _NO_DEFAULT_BRANCH)
     exact = commit is not None
+    commit = commit and commit.lower()
     return Push(settings.repo, branch, commit, trigger="manual", exact=exact)
 
 
 def is_commit(value: typing.Any) -> bool:
     """Is it a full commit id, SHA-1's or SHA-256's?"""
-    return isinstance(value, str) and bool(
-        re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", value)
-    )
+    hex_digits = "[0-9a-fA-F]{40}|[0-9a-fA-F]{64}"
+    return isinstance(value, str) and bool(re.fullmatch(hex_digits, value))
 
 
 def clean(value: typing.Any, limit: int) -> str | None:
@@ -1107,6 +1106,7 @@ class Deployments:
             if not d.finished or d.interrupted  # its script may still be there
         )
         self._requeue()
+        self._forget()
 
     # Reading: no lock.
 
@@ -1230,7 +1230,9 @@ class Deployments:
         """Is there nothing to do for a tip? Newest first, what is known of the branch:
 
         - a deployment of the tip waits; or a rollback runs: the next look knows more
-        - the tip is live, runs, or has failed for this trigger already: once is enough
+        - the tip is live, or runs
+        - the tip has failed, and a poll has tried it once more; a start or a SIGHUP is
+          somebody's wish, and tries again
         - the tip was live when a commit was rolled back to, or its message said: skip
         - something else is live: there is
         """
@@ -1241,7 +1243,7 @@ class Deployments:
             failed = d.status == "fail"
             if not d.finished and (not d.tip if d.exact else d.status == "queued"):
                 return True
-            if tip == d.commit and (not failed or d.trigger == push.trigger):
+            if tip == d.commit and (not failed or d.trigger == push.trigger == "poll"):
                 return True
             if tip == d.tip and not (failed and d.exact):
                 return True
@@ -1255,9 +1257,10 @@ class Deployments:
         self._changed(deployment)
         return deployment
 
-    def _forget(self, ending: int) -> None:
+    def _forget(self, *ending: int) -> None:
         """Removes what is over the number of finished deployments to keep."""
-        finished = [d.number for d in self._records.values() if d.finished] + [ending]
+        finished = [d.number for d in self._records.values() if d.finished]
+        finished += ending
         for number in finished[: -self._keep]:
             del self._records[number]
             self._unsaved.discard(number)
@@ -1358,6 +1361,7 @@ class Deployments:
                     finished_at=time.time(),
                 )
                 self._records[d.number] = cut
+                self._close_log(cut)
                 self._again(cut)
                 self._save(cut)
             elif d.interrupted:
@@ -1366,6 +1370,16 @@ class Deployments:
             os.fsync(self._folder)
         except OSError as error:
             say(f"cannot sync {self.folder}: {error.strerror}", ERROR)
+
+    def _close_log(self, cut: Deployment) -> None:
+        """Gives a log that was cut off the last line that every log has."""
+        try:
+            with open(self.log_path(cut.number), "a+b") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - 1))
+                end = b"\n" * (log.read() not in (b"", b"\n"))
+                log.write(end + f"boop: fail: {cut.reason}\n".encode())
+        except OSError as error:
+            say(f"cannot end {cut.number}.log: {error.strerror}", WARNING)
 
     def _again(self, cut: Deployment) -> None:
         if self._newest(cut.repo, cut.branch) != cut:
@@ -1890,11 +1904,15 @@ def _exit_reason(status: int) -> str | None:
 # --- 6. Reporting ---------------------------------------------------------------------
 
 
+if typing.TYPE_CHECKING:
+    Reports = queue.SimpleQueue[Deployment | None]  # None is the last
+
+
 class Reporter:
     """Tells GitHub, Gitea or Forgejo, and BOOP_NOTIFY, how deployments go.
 
-    One thread takes them in order. Whatever happens here delays no deployment: it
-    is retried a little, said in one line, and forgotten.
+    A thread for each of the two takes them in order. Whatever happens here delays no
+    deployment: it is retried a little, said in one line, and forgotten.
     """
 
     TRIES = 3
@@ -1907,35 +1925,41 @@ class Reporter:
     ) -> None:
         self._settings, self._environ = settings, environ
         self._deployments = deployments
-        self._queue: queue.SimpleQueue[Deployment | None] = queue.SimpleQueue()
         self._pause = threading.Event()
-        self._thread: threading.Thread | None = None
-        if settings.github_token or settings.notify:
-            self._thread = threading.Thread(
-                target=self._run, name="reporter", daemon=True
-            )
-            self._thread.start()
+        self._lines: list[tuple[Reports, threading.Thread]] = []
+        if settings.github_token:
+            self._open(self._status)
+        if settings.notify:
+            self._open(self._notify)
+
+    def _open(self, tell: typing.Callable[[Deployment], None]) -> None:
+        reports: Reports = queue.SimpleQueue()
+        thread = threading.Thread(
+            target=self._run, args=(reports, tell), name="reporter", daemon=True
+        )
+        thread.start()
+        self._lines.append((reports, thread))
 
     def report(self, deployment: Deployment) -> None:
         """Reports a deployment's state, in the background. Any thread."""
-        if self._thread:
-            self._queue.put(deployment)
+        for reports, _ in self._lines:
+            reports.put(deployment)
 
     def close(self) -> None:
-        """Ends the thread after what it has at hand, at most a moment later."""
+        """Ends the threads after what they have at hand, at most a moment later."""
         self._pause.set()
-        self._queue.put(None)
-        if self._thread:
-            self._thread.join(2)
+        deadline = time.monotonic() + DRAIN_S
+        for reports, _ in self._lines:
+            reports.put(None)
+        for _, thread in self._lines:
+            thread.join(max(0, deadline - time.monotonic()))
 
-    def _run(self) -> None:
-        while deployment := self._queue.get():
-            if self._queue.qsize() > self.MAX_WAITING:
+    def _run(self, reports: Reports, tell: typing.Callable[[Deployment], None]) -> None:
+        while deployment := reports.get():
+            if reports.qsize() > self.MAX_WAITING:
                 continue
             try:
-                self._status(deployment)
-                if deployment.finished and self._settings.notify:
-                    self._notify(deployment)
+                tell(deployment)
             except Exception as error:  # noqa: BLE001  the thread's edge
                 what = f"{type(error).__name__}: {error}"
                 say(f"report of {deployment.number}: {what}", WARNING)
@@ -1948,6 +1972,11 @@ class Reporter:
             url := re.search(r"(?:://.+/|@.+:)(.+?/.+?)(?:\.git)?/?$", d.repo)
         ):
             name = full_name(url[1])
+        if not name:  # a path: but a push may have said it
+            all_of_it = (
+                x for x in self._deployments.newest_first() if x.repo == d.repo
+            )
+            name = next((x.full_name for x in all_of_it if x.full_name), None)
         if not self._settings.github_token or not d.commit or not name:
             return
         state = {"success": "success", "fail": "failure"}.get(d.status, "pending")
@@ -1997,6 +2026,8 @@ class Reporter:
 
     def _notify(self, d: Deployment) -> None:
         """Runs BOOP_NOTIFY, and says why it failed."""
+        if not d.finished:
+            return
         url = self._settings.web(f"log/{d.number}")
         more = {
             "BOOP_STATUS": d.status,
@@ -3231,7 +3262,8 @@ class Site:
             body = list_html(newest, now)
         else:
             body = list_text(newest, now, color)
-        tag = f'"{self._started:x}-{version:x}"'  # its times are the client's to count
+        kind = form.partition("/")[2] + "-color" * color
+        tag = f'"{self._started:x}-{version:x}-{kind}"'  # times that pass change no tag
         page = Page(body.encode("utf-8", "replace"), form, tag)
         self._cache[form, color] = state, page
         return page
@@ -3288,7 +3320,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._path, _, query = self.path.partition("?")
             if "://" in self._path:  # http://host/log/7: absolute-form, RFC 9112, 3.2.2
                 self._path = "/" + "".join(self._path.split("/", 3)[3:])
-            if self.headers.defects:
+            if any(type(d) in NO_HEADER for d in self.headers.defects):
                 self.close_connection = True  # who knows where this request ends?
                 raise Refusal(400, "a line in the request's head is no header")
             self.query = {name.partition("=")[0] for name in query.split("&")}
@@ -3436,15 +3468,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _length(self) -> int:
         """The body's length, before a byte of it is read: RFC 9112, 6.3."""
-        lengths = set(self.headers.get_all("Content-Length", ()))
+        lengths = self.headers.get_all("Content-Length", [])
         if "Transfer-Encoding" in self.headers or not lengths:
             raise Refusal(411, "no Content-Length (chunked bodies are not taken)")
-        length = lengths.pop()
-        if lengths or not re.fullmatch("[0-9]{1,18}", length):
+        if len(lengths) > 1 or not re.fullmatch("[0-9]+", lengths[0]):
             raise Refusal(400, "Content-Length is not one whole number")
-        if int(length) > MAX_BODY_BYTES:
-            raise Refusal(413, f"a body of {length} bytes: over {MAX_BODY_BYTES}")
-        return int(length)
+        digits = lengths[0].lstrip("0") or "0"
+        if len(digits) > 18 or int(digits) > MAX_BODY_BYTES:
+            raise Refusal(413, f"the body is over {MAX_BODY_BYTES} bytes")
+        return int(digits)
 
     def _receive(self, length: int, body: typing.IO[bytes], verifier: Verifier) -> None:
         """Takes the body in, and leaves it to be read from its beginning."""
@@ -3624,6 +3656,12 @@ TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 51\r\nRetry-After: 5\r\n"
     b"Content-Type: application/json\r\nConnection: close\r\n\r\n"
     b'{"error": "boop has all the connections it serves"}'
+)
+
+
+NO_HEADER = (  # of what the email package calls defects, those of a request's head
+    email.errors.MissingHeaderBodySeparatorDefect,
+    email.errors.FirstHeaderLineIsContinuationDefect,
 )
 
 
@@ -3973,6 +4011,9 @@ def ask(settings: Settings, commit: str | None) -> int:
     if not settings.secret:
         say("BOOP_SECRET is not set: boop would not know who asks", ERROR)
         return 1
+    if commit is not None and not is_commit(commit):
+        say(f"{commit!r} is not a full commit id (40 or 64 hex digits)", ERROR)
+        return 1
     try:
         answer = _request(settings, host, "POST", "/deploy", body, headers)
         log = f"/log/{answer['deployment']:d}"
@@ -4077,8 +4118,6 @@ def read_flags(argv: list[str]) -> tuple[dict[str, str], typing.Any, list[str]]:
         if name.startswith("setting ") and value is not None
     }
     mistakes = [one_line(f"{word}: no such flag") for word in unknown]
-    if given.commit and not is_commit(given.commit):
-        mistakes.append(one_line(f"{given.commit}: not a full commit id"))
     return flags, given, mistakes
 
 

@@ -506,9 +506,13 @@ class Hooks(Case):
 
     def test_a_content_type_that_is_neither_is_415(self) -> None:
         b = self.boop()
-        self.refused(
-            b.hook(github_push(), Content_Type="text/plain"), 415, "text/plain"
-        )
+        for kind in (
+            "text/plain",
+            "multipart/form-data; boundary=x",
+            "multipart/mixed",
+        ):
+            answer = b.hook(github_push(), Content_Type=kind)
+            self.refused(answer, 415, kind.partition(";")[0])
         self.refused(b.hook(github_push(), Content_Type=None), 415, "missing")
         charset = "Application/JSON; charset=UTF-8"
         self.assertEqual(b.hook(github_push(), Content_Type=charset).status, 202)
@@ -565,7 +569,9 @@ class Hooks(Case):
             ("Content-Length: 2, 2", 400),
             ("Content-Length: 2\r\nContent-Length: 3", 400),
             ("Content-Length: 26214401", 413),
+            ("Content-Length: 2\r\nContent-Length: 2", 400),
             ("Content-Length: " + "9" * 17, 413),
+            ("Content-Length: " + "9" * 40, 413),
         ):
             with self.subTest(lines=lines):
                 head = (
@@ -1599,6 +1605,8 @@ class Caching(Case):
                 self.assertEqual(again.headers["ETag"], tag)
         self.assertIn("max-age", b.get("/log/1").headers["Cache-Control"])
         self.assertNotIn("max-age", b.get("/log/latest").headers["Cache-Control"])
+        kinds = ("text/plain", "text/html", "application/json")
+        self.assertEqual(len({b.get("/", kind).headers["ETag"] for kind in kinds}), 3)
         tag = b.get("/").headers["ETag"]
         b.deploy()
         self.assertEqual(b.get("/", If_None_Match=tag).status, 200)
@@ -1667,7 +1675,9 @@ class Caching(Case):
         left = sorted(p.name for p in b.state.iterdir() if p.is_file())
         self.assertEqual(left, [f"{n}.{e}" for n in (3, 4, 5) for e in ("json", "log")])
         self.assertEqual(b.get("/log/1").status, 404)
+        b.env["BOOP_KEEP"] = "1"
         b.restart()
+        self.assertEqual([d["number"] for d in b.records()], [5])
         self.assertEqual(b.push(), 6)
 
 
@@ -1812,6 +1822,19 @@ class Stopping(Case):
         self.assertEqual(again["trigger"], "interrupted")
         b.restart()
         self.assertEqual(len(b.records()), 2)  # and not once more
+
+    def test_a_log_that_was_cut_off_by_a_kill_has_a_last_line_too(self) -> None:
+        on = self.folder / "on"
+        b = self.boop(
+            f"[ $BOOP_NUMBER = 2 ] || {{ printf half; echo > {on}; sleep 9; }}"
+        )
+        b.push()
+        until(on.exists, "the script")
+        until(lambda: b"half" in (b.state / "1.log").read_bytes(), "its output")
+        b.restart(signal.SIGKILL)
+        self.assertEqual(b.finished(2)["trigger"], "interrupted")
+        end = "half\nboop: fail: interrupted: boop was killed\n"
+        self.assertTrue(b.log(1).endswith(end), b.log(1))
 
     def test_a_second_signal_ends_the_script_at_once(self) -> None:
         on = self.folder / "on"
@@ -2039,10 +2062,10 @@ class Forges(Case):
         self.assertEqual(record["commit"], "3" * 40)
         self.assertEqual(record["author"], "Ann")
         self.assertEqual(record["repo"], "https://bitbucket.org/ann/site.git")
-        gone = {"new": None, "closed": True, "old": {"type": "branch", "name": "x"}}
+        gone = {"new": None, "closed": True, "old": {"type": "branch", "name": "old1"}}
         answer = self.from_bitbucket(b, self.bitbucket(gone, self.change("v1", "tag")))
         self.assertEqual(answer.status, 200)
-        self.assertIn("deleted", answer.json["ignored"])
+        self.assertIn("refs/heads/old1 was deleted", answer.json["ignored"])
         self.assertIn("tag", answer.json["ignored"])
         pong = self.from_bitbucket(b, {}, "diagnostics:ping")
         self.assertEqual((pong.status, list(pong.json)), (200, ["pong"]))
@@ -2100,8 +2123,9 @@ class Forges(Case):
         ds.skip(tip("b"))
         self.assertIsNone(ds.catch_up(tip("b")))  # its message said: skip
         run(tip("c"), "exit status 1")
-        self.assertIsNone(ds.catch_up(tip("c")))  # failed for this trigger
         run(tip("c", trigger="poll"), "exit status 1")
+        self.assertIsNone(ds.catch_up(tip("c", trigger="poll")))  # tried once
+        run(tip("c"), "exit status 1")  # but a start or a SIGHUP tries again
         self.assertIsNone(ds.catch_up(tip("c", trigger="poll")))
         run(tip("a", trigger="manual", exact=True), tip="c" * 40)
         self.assertIsNone(ds.catch_up(tip("c")))  # rolled back from
@@ -2170,11 +2194,11 @@ class ByHand(Case):
             ((), {"BOOP_SECRET": "wrong"}, "401"),
             ((), {"BOOP_SECRET": ""}, "BOOP_SECRET"),
             (("abc",), {}, "not a full commit id"),
+            (("",), {}, "not a full commit id"),
             ((), {"BOOP_PORT": "1"}, "does not answer"),
         ):
             status, out, err = self.ask(b, *argv, **env)
-            self.assertNotEqual(status, 0)
-            self.assertEqual((out, len(err.splitlines())), ("", 1), err)
+            self.assertEqual((status, out, len(err.splitlines())), (1, "", 1), err)
             self.assertIn(words, err)
 
     def test_a_rollback_holds_until_the_branch_moves(self) -> None:
@@ -4570,21 +4594,22 @@ class CatchUp(Case):
         self.assertEqual(b.finished(3)["commit"], tip)
         self.assertEqual(b.finished(3)["trigger"], "catch-up")
 
-    def test_a_tip_that_fails_is_tried_once_for_each_trigger(self) -> None:
+    def test_a_tip_that_fails_is_tried_at_each_start_and_sighup_and_polled_once(
+        self,
+    ) -> None:
         b = self.origin("exit 1", **self.counted()).start()
         b.said("queued as 1")
         b.finished(1)
-        for _ in range(3):
-            self.look(b)
-        b.restart()
-        self.look(b)
-        self.assertEqual(self.numbers(b), [(1, "catch-up", "fail")])
-        b.env["BOOP_POLL"] = "1"
-        b.restart().said("poll: .*queued as 2")
+        b.process.send_signal(signal.SIGHUP)
+        b.said("catch-up: .*queued as 2")
         b.finished(2)
+        b.env["BOOP_POLL"] = "1"
+        b.restart().said("catch-up: .*queued as 3")
+        b.said("poll: .*queued as 4")
+        b.finished(4)
         before = self.looks(self.folder / "marks")
         until(lambda: self.looks(self.folder / "marks") > before + 1, "two polls")
-        self.assertEqual(len(b.records()), 2)
+        self.assertEqual(len(b.records()), 4)
 
     def test_without_boop_branch_the_repositorys_head_is_deployed(self) -> None:
         b = self.origin()
