@@ -1544,7 +1544,7 @@ class Following(Case):
         for s in leave:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             s.close()  # by a reset
-        until(lambda: descriptors(b.process.pid) <= before + 50, "those who left gone")
+        until(lambda: descriptors(b.process.pid) < before + 60, "those who left gone")
         self.open_gate(gate)
         for s in stay:
             self.until_line(s, b"\n1000\n")
