@@ -1085,7 +1085,7 @@ class Deployments:
         self._lock = threading.Lock()
         self._keep, self._changed = keep, changed
         self._records: dict[int, Deployment] = {}
-        self._unsaved: set[int] = set()  # newer here than on disk: it was full
+        self._unsaved: dict[int, Deployment] = {}  # newer than on disk: it was full
         self.folder = folder
         self.version = 0  # grows with every change
         self.unwritable = ""  # why, while the disk takes no records
@@ -1202,7 +1202,8 @@ class Deployments:
             )
             self._forget(number)
             self.totals = totals_after(self.totals, deployment)
-            self._save(self._put(deployment))
+            self._save(deployment)
+            self._put(deployment)  # last: who sees it finished, finds it so on the disk
             return deployment
 
     # Below, the caller holds the lock (or is __init__).
@@ -1263,18 +1264,18 @@ class Deployments:
         finished += ending
         for number in finished[: -self._keep]:
             del self._records[number]
-            self._unsaved.discard(number)
+            self._unsaved.pop(number, None)
             for name in (f"{number}.json", f"{number}.log"):
                 self._unlink(name)
 
     def _save(self, deployment: Deployment) -> None:
         """Writes a record that no promise hangs on, and those that had to wait for a
         full disk; what can't be written now waits, too."""
-        self._unsaved.add(deployment.number)
+        self._unsaved[deployment.number] = deployment
         try:
             for number in sorted(self._unsaved):
-                self._write(self._records[number])
-                self._unsaved.discard(number)
+                self._write(self._unsaved[number])
+                del self._unsaved[number]
         except OSError:
             pass  # _write has said it
 
@@ -3982,13 +3983,16 @@ class Boop:
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
         say(f"boop {VERSION} listens on {address}, state in {s.state}")
         if not _same_output():
-            print(address, flush=True)
+            try:
+                os.write(1, f"{address}\n".encode())
+            except OSError:
+                pass  # whoever started boop does not listen
         what = f"{s.repo}, branch {s.branch or 'HEAD'}," if s.repo else ""
         say(f"deploys {what or 'whatever repository a push names'} with {s.script}")
         if not s.secret:
             say("no BOOP_SECRET: every hook is answered 503 until one is set", WARNING)
         if not s.repo:
-            say("no BOOP_REPO, and this is no git checkout: no catch-up", WARNING)
+            say("no BOOP_REPO, nor a git checkout to start in: no catch-up", WARNING)
         sd_notify(self._environ, READY=1, STATUS=self._status())
 
 

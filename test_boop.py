@@ -728,6 +728,8 @@ class Runner(Case):
             record = b.deploy()
             self.assertEqual(record["reason"], "exit status 3")
             self.assertEqual(b.log(number).count("x" * 60000), 1)
+            disk = json.loads((b.state / f"{number}.json").read_text())
+            self.assertEqual(disk["status"], "fail")  # not seen ended before it is so
 
     def test_a_log_may_hold_any_bytes(self) -> None:
         b = self.boop(r"printf '\000\377\033[31mred\r\n'; printf end")
