@@ -3416,9 +3416,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _page(self, page: Page) -> None:
         """200, or 304 to one who has it: RFC 9110, 13.1.2."""
+        self._send(304 if self._has(page) else 200, page)
+
+    def _has(self, page: Page) -> bool:
         tags = re.findall(r'"[^"]*"|\*', self.headers.get("If-None-Match", ""))
-        same = page.etag and (page.etag in tags or "*" in tags)
-        self._send(304 if same else 200, page)
+        return bool(page.etag) and (page.etag in tags or "*" in tags)
 
     def _check_password(self) -> None:
         password = self.site.settings.password
@@ -3444,10 +3446,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         settings = self.site.settings
         if not settings.secret:
             raise Refusal(503, "no secret is set: boop can't know a push (BOOP_SECRET)")
-        self._length()
+        length = self._length()
         verifier = Verifier(settings.secret, self.headers)
         with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as body:
-            self._receive(self._length(), body, verifier)
+            self._receive(length, body, verifier)
             verifier.check(body)
             body.seek(0)
             try:
@@ -3532,18 +3534,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _log(self, which: str) -> None:
         """GET /log/N: the log, the page around it, or the record."""
         newest = self.site.deployments.newest_first()
-        number = newest[0].number if which == "latest" and newest else 0
-        deployment = self.site.deployments.get(
-            number or int(which.replace("latest", "0"))
-        )
+        if which == "latest":
+            deployment = newest[0] if newest else None
+        else:
+            deployment = self.site.deployments.get(int(which))
         if not deployment:
             raise Refusal(404, f"there is no deployment {which}")
         form = self._form()
-        if "follow" in self.query and not deployment.finished:
-            self._follow(deployment.number)
-        elif form == JSON and "follow" not in self.query:
+        if "follow" in self.query:
+            if deployment.finished:
+                self._log_text(deployment, which)
+            else:
+                self._follow(deployment.number)
+        elif form == JSON:
             self._page(Page(json.dumps(as_json(deployment)).encode() + b"\n", JSON))
-        elif form == HTML and "follow" not in self.query:
+        elif form == HTML:
             self._page(self._log_page(deployment, newest))
         else:
             self._log_text(deployment, which)
@@ -3580,7 +3585,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if deployment.finished and which != "latest":  # its number is never reused
                 cache = "private, max-age=31536000, immutable"
                 page = Page(b"", TEXT, f'"{deployment.number}-{size}"', cache)
-            if page.etag and page.etag in self.headers.get("If-None-Match", ""):
+            if self._has(page):
                 self._head(304, page, None)
                 return
             self._head(200, page, size)
