@@ -8,7 +8,7 @@ The way of a push, left to right, and the thread that each part runs in:
 
     forge --POST /deploy--> Handler --Push--> Deployments --> Runner --> deploy.sh
                             (worker)          (the lock,      (runner)      |
-                                               N.json)                    N.log
+                                               the journal)               N.log
                                                                             |
     curl, browser <-- Handler: list, log (worker)                           |
                   <-- Followers: ?follow (follower) <-----------------------+
@@ -25,7 +25,7 @@ The rooms, top to bottom; each uses only the rooms above it:
     1. Constants     limits, each with its reason; masking; what is said on stderr
     2. Settings      one table: variable, flag, default, check, help
     3. Pushes        is it signed, and what does it say: bytes in, a Push out
-    4. Deployments   the locked dict and its records on disk
+    4. Deployments   the locked dict and its journal on disk
     5. Runner        git and the script: processes, time limit, log
     6. Reporting     commit statuses and notifications: can fail, cannot hurt
     7. Pages         records to text, HTML, JSON, SVG, metrics
@@ -39,6 +39,7 @@ import base64
 import datetime
 import email.errors
 import email.message
+import errno
 import fcntl
 import hmac
 import html
@@ -950,6 +951,8 @@ class Deployment(typing.NamedTuple):
     started_at: float | None = None
     finished_at: float | None = None
     duration: float | None = None  # seconds
+    url: str | None = None  # where the site is live
+    # From here on for boop itself: in the journal, and not in the contract's record.
     exact: bool = False  # exactly `commit`, not the branch's tip
     tip: str | None = None  # the branch's when it ran, or a later one to be left alone
     full_name: str | None = None  # "owner/repository", as the forge's API has it
@@ -970,12 +973,12 @@ def _target(wanted: Push | Deployment) -> str | None:
     return wanted.commit if wanted.exact else None
 
 
-RECORD_FILES = r"([1-9][0-9]{0,14})\.(json|log|json\.damaged)"
+JOURNAL = "deployments.jsonl"
+COMPACT_LINES = 1000  # added to the journal before it is written anew
 INTERRUPTED = "interrupted"
 STOPPED = f"{INTERRUPTED}: boop was stopped"
-PUBLIC_FIELDS = Deployment._fields[:14]  # the contract's, in its order
-PRIVATE_FIELDS = Deployment._fields[14:]  # on disk only
-_TIMES = ("queued_at", "started_at", "finished_at")
+PUBLIC_FIELDS = Deployment._fields[:15]  # the contract's, in its order
+TIMES = ("queued_at", "started_at", "finished_at")
 
 
 def rfc3339(seconds: float | None) -> str | None:
@@ -987,39 +990,34 @@ def rfc3339(seconds: float | None) -> str | None:
     return f"{text}.{thousandths:03}Z"
 
 
-def as_json(deployment: Deployment) -> dict[str, typing.Any]:
-    """The contract's JSON record."""
-    record: dict[str, typing.Any] = dict(zip(PUBLIC_FIELDS, deployment, strict=False))
-    for name in _TIMES:
-        record[name] = rfc3339(record[name])
-    return record
+def as_json(
+    deployment: Deployment, fields: typing.Sequence[str] = PUBLIC_FIELDS
+) -> dict[str, typing.Any]:
+    """The contract's JSON record; with other fields, those."""
+    record = {name: getattr(deployment, name) for name in fields}
+    return record | {name: rfc3339(record[name]) for name in TIMES}
 
 
-def from_json(text: str, number: int) -> Deployment:
-    """A record off the disk; ValueError says what is wrong with it."""
-    record = json.loads(text, parse_constant=lambda name: name)  # NaN is no number
-    if not isinstance(record, dict) or record.get("number") != number:
-        raise ValueError("not the record of its number")
-    fields = {k: record[k] for k in Deployment._fields if k in record}
+def from_json(line: bytes) -> Deployment:
+    """A deployment from a line of the journal; ValueError where it is none."""
     try:
-        for name in _TIMES:
+        record = json.loads(line)
+        fields = {name: record[name] for name in Deployment._fields if name in record}
+        for name in TIMES:
             if fields.get(name) is not None:
-                when = datetime.datetime.fromisoformat(
-                    fields[name].replace("Z", "+00:00")
-                )
-                fields[name] = when.timestamp()
-        deployment = Deployment(**fields)
-    except (TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(str(error)) from None
-    kinds = typing.get_type_hints(Deployment)
-    for name, value in deployment._asdict().items():
-        number_too = (int,) if "float" in str(kinds[name]) else ()
-        right = isinstance(value, (kinds[name], *number_too))
-        if not right or isinstance(value, bool) != (kinds[name] is bool):
-            raise ValueError(f"{name} is {value!r}")
-    if deployment.status not in ("queued", "inprogress", "success", "fail"):
-        raise ValueError(f"status is {deployment.status!r}")
-    return deployment
+                text = fields[name].replace("Z", "+00:00")  # Python 3.10 takes no Z
+                fields[name] = datetime.datetime.fromisoformat(text).timestamp()
+        d = Deployment(**fields)
+    except (TypeError, AttributeError, ArithmeticError, RecursionError):
+        raise ValueError("not a deployment") from None
+    right = all(isinstance(getattr(d, name), kind) for name, kind in KINDS.items())
+    if right and d.number > 0 and d.status in STATUSES:
+        return d
+    raise ValueError("not a deployment")
+
+
+KINDS = typing.get_type_hints(Deployment)
+STATUSES = ("queued", "inprogress", "success", "fail")
 
 
 def took(seconds: float) -> str:
@@ -1065,17 +1063,17 @@ def totals_after(totals: Totals, d: Deployment) -> Totals:
 class Deployments:
     """The locked dict, and the only writer of deployments, in memory and on disk.
 
-    The lock's rule: whoever changes holds it, for the sync of a new record as well,
-    so that a push which shares a queued deployment is never acknowledged before that
-    record is safe. Readers take no lock: a dict's get and a list of its values are
+    The lock's rule: whoever changes holds it, for the sync of a new deployment as
+    well, so that a push which shares a queued deployment is never acknowledged before
+    that one is safe. Readers take no lock: a dict's get and a list of its values are
     atomic, and what they hold are snapshots. Origin's lock is taken before this one,
     Followers' after it, and none the other way round.
 
-    On disk, N.json is replaced by rename(2), so it is old or new, never half. A new
-    record is synced, file and folder, before `add` returns. A later state is synced
-    before it replaces the record, but the folder is not: losing it to a power cut
-    costs one more run. N.log is made before the script starts, and its record written
-    after: one that is still "queued" beside a log was cut off between the two.
+    On disk, each change is a line appended to the journal; the newest line of a number
+    counts. Only a new deployment's is synced, before `add` returns: kill -9 does not
+    lose what was written, and a power cut that does costs one more run. The journal
+    is written anew, one line for each deployment, at every start, when it has grown
+    long, and when a line could not be written: memory holds all that it should hold.
     """
 
     def __init__(
@@ -1085,7 +1083,8 @@ class Deployments:
         self._lock = threading.Lock()
         self._keep, self._changed = keep, changed
         self._records: dict[int, Deployment] = {}
-        self._unsaved: dict[int, Deployment] = {}  # newer than on disk: it was full
+        self._last = 0  # the highest number that was ever used
+        self._lines = 0  # added to the journal since it was written anew
         self.folder = folder
         self.version = 0  # grows with every change
         self.unwritable = ""  # why, while the disk takes no records
@@ -1098,7 +1097,7 @@ class Deployments:
             raise OSError(None, "another boop is using it") from None
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(None, "it is not writable")
-        self._last = 0
+        self._journal = self._open(JOURNAL)
         self._load()
         self.unfinished = tuple(
             d.number
@@ -1107,6 +1106,7 @@ class Deployments:
         )
         self._requeue()
         self._forget()
+        self._compact()
 
     # Reading: no lock.
 
@@ -1152,7 +1152,7 @@ class Deployments:
                 exact=push.exact,
                 full_name=push.full_name,
             )
-            self._write(deployment, sync_folder=True)
+            self._append(deployment, sync=True)
             self._last = deployment.number
             return self._put(deployment)
 
@@ -1165,7 +1165,7 @@ class Deployments:
         with self._lock:
             for d in self.newest_first():
                 if (d.repo, d.branch) == (push.repo, push.branch) and d.finished:
-                    self._save(self._put(d._replace(tip=push.commit)))
+                    self._change(d, tip=push.commit)
                     return
 
     def start(self) -> Deployment | None:
@@ -1173,38 +1173,34 @@ class Deployments:
         with self._lock:
             for d in self._records.values():  # numbers only grow
                 if d.status == "queued":
-                    started = d._replace(status="inprogress", started_at=time.time())
-                    return self._put(started)
+                    return self._change(d, status="inprogress", started_at=time.time())
             return None
 
     def note(self, number: int, **fields: typing.Any) -> Deployment:
         """Keeps what has become known of an unfinished deployment."""
         with self._lock:
-            deployment = self._put(self._records[number]._replace(**fields))
-            self._save(deployment)
-            return deployment
+            return self._change(self._records[number], **fields)
 
     def trouble(self) -> str:
         """Why no record can be written, as far as is known, or ""; tries again."""
         with self._lock:
-            if self.unwritable and (newest := next(reversed(self._records), None)):
-                self._save(self._records[newest])
+            if self.unwritable:
+                self._compact()
             return self.unwritable
 
     def finish(self, number: int, reason: str | None, duration: float) -> Deployment:
         """Ends a deployment: a success without a reason, else a fail."""
         with self._lock:
-            deployment = self._records[number]._replace(
+            ended = self._change(
+                self._records[number],
                 status="fail" if reason else "success",
                 reason=reason,
                 finished_at=time.time(),
                 duration=round(duration, 3),
             )
-            self._forget(number)
-            self.totals = totals_after(self.totals, deployment)
-            self._save(deployment)
-            self._put(deployment)  # last: who sees it finished, finds it so on the disk
-            return deployment
+            self.totals = totals_after(self.totals, ended)
+            self._forget()
+            return ended
 
     # Below, the caller holds the lock (or is __init__).
 
@@ -1215,7 +1211,7 @@ class Deployments:
         )
 
     def _share(self, queued: Deployment, push: Push) -> Deployment:
-        """One more push for a queued deployment. Its record is safe already, and what
+        """One more push for a queued deployment. That one is safe already, and what
         this adds to it is no promise: written when it starts."""
         return self._put(
             queued._replace(
@@ -1252,60 +1248,78 @@ class Deployments:
                 return False
         return False
 
+    def _change(self, d: Deployment, **fields: typing.Any) -> Deployment:
+        """Replaces a deployment. What can't be written now is, once the disk takes
+        records again; no promise hangs on it."""
+        d = d._replace(**fields)
+        try:
+            self._append(d)
+        except OSError:
+            pass  # _append has said it
+        return self._put(d)  # last: who sees it finished, finds it so on the disk
+
     def _put(self, deployment: Deployment) -> Deployment:
         self._records[deployment.number] = deployment
+        if self._lines > COMPACT_LINES:
+            self._compact()
         self.version += 1
         self._changed(deployment)
         return deployment
 
-    def _forget(self, *ending: int) -> None:
+    def _forget(self) -> None:
         """Removes what is over the number of finished deployments to keep."""
         finished = [d.number for d in self._records.values() if d.finished]
-        finished += ending
         for number in finished[: -self._keep]:
+            self._unlink(f"{number}.log")
             del self._records[number]
-            self._unsaved.pop(number, None)
-            for name in (f"{number}.json", f"{number}.log"):
-                self._unlink(name)
 
-    def _save(self, deployment: Deployment) -> None:
-        """Writes a record that no promise hangs on, and those that had to wait for a
-        full disk; what can't be written now waits, too."""
-        self._unsaved[deployment.number] = deployment
-        try:
-            for number in sorted(self._unsaved):
-                self._write(self._unsaved[number])
-                del self._unsaved[number]
-        except OSError:
-            pass  # _write has said it
+    def _open(self, name: str) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        return os.open(name, flags, 0o600, dir_fd=self._folder)
 
-    def _write(self, deployment: Deployment, sync_folder: bool = False) -> None:
-        """Replaces N.json in one step, synced. Raises OSError; then nothing is left."""
-        record = as_json(deployment)
-        record |= {name: getattr(deployment, name) for name in PRIVATE_FIELDS}
-        name, temporary = f"{deployment.number}.json", f".{deployment.number}.json.new"
-        lines = [f' "{name}": {json.dumps(value)}' for name, value in record.items()]
-        data = ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+    def _append(self, deployment: Deployment, sync: bool = False) -> None:
+        """Adds a line to the journal. Raises OSError; then nothing of it is there."""
+        length = os.lseek(self._journal, 0, os.SEEK_END)
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            with open(
-                os.open(temporary, flags, 0o600, dir_fd=self._folder), "wb"
-            ) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(temporary, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-            if sync_folder:
-                os.fsync(self._folder)
+            self._write(self._journal, [deployment])
+            if sync:
+                os.fdatasync(self._journal)
+            self.unwritable = ""
         except OSError as error:
-            self._unlink(temporary)
-            if sync_folder:
-                self._unlink(name)  # it was not promised: nobody shall find it
-            if not self.unwritable:
-                say(f"cannot write {name}: {error.strerror}", ERROR)
-            self.unwritable = f"cannot write records: {error.strerror}"
+            os.ftruncate(self._journal, length)
+            self._is_unwritable(error)
+            self._lines = COMPACT_LINES  # the next line that can be written brings all
             raise
-        self.unwritable = ""
+        self._lines += 1
+
+    def _write(self, fd: int, deployments: typing.Iterable[Deployment]) -> None:
+        lines = (json.dumps(as_json(d, Deployment._fields)) for d in deployments)
+        data = "".join(f"{line}\n" for line in lines).encode()
+        if os.write(fd, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _is_unwritable(self, error: OSError) -> None:
+        if not self.unwritable:
+            say(f"cannot write {JOURNAL}: {error.strerror}", ERROR)
+        self.unwritable = f"cannot write records: {error.strerror}"
+
+    def _compact(self) -> None:
+        """Writes the journal anew, in one step: old or new, whatever happens."""
+        new, names = -1, {"src_dir_fd": self._folder, "dst_dir_fd": self._folder}
+        try:
+            self._unlink(f"{JOURNAL}.new")
+            new = self._open(f"{JOURNAL}.new")
+            self._write(new, self._records.values())
+            os.fsync(new)
+            os.rename(f"{JOURNAL}.new", JOURNAL, **names)
+            os.fsync(self._folder)
+            self._journal, new = new, self._journal
+            self._lines, self.unwritable = 0, ""
+        except OSError as error:
+            self._unlink(f"{JOURNAL}.new")
+            self._is_unwritable(error)
+        if new >= 0:
+            os.close(new)
 
     def _unlink(self, name: str) -> None:
         try:
@@ -1316,61 +1330,51 @@ class Deployments:
             say(f"cannot remove {name}: {error.strerror}", WARNING)
 
     def _load(self) -> None:
-        """Reads every record; sets aside what is none; removes what a crash left."""
-        names = os.listdir(self.folder)
-        records = []
-        for name in names:
-            if name.startswith(".") and name.endswith(".json.new"):
-                self._unlink(name)
-            elif found := re.fullmatch(RECORD_FILES, name):
-                self._last = max(self._last, int(found[1]))
-                records += [int(found[1])] if found[2] == "json" else []
-        for number in sorted(records):
-            self._read(number)
-        for name in names:
-            found = re.fullmatch(RECORD_FILES, name)
-            stem = name.partition(".")[0]
-            if found and found[2] == "log":
-                if not {f"{stem}.json", f"{stem}.json.damaged"} & set(names):
-                    self._unlink(name)  # retention was cut off between the two
-
-    def _read(self, number: int) -> None:
-        path = os.path.join(self.folder, f"{number}.json")
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # it may be a FIFO
-            with open(fd, encoding="utf-8") as file:
-                self._records[number] = from_json(file.read(1 << 20), number)
-        except (OSError, ValueError, RecursionError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            say(f"{number}.json is damaged, set aside: {why}", WARNING)
+        """Reads the journal; says, skips and keeps aside each line that is none."""
+        with open(self._journal, "rb", closefd=False) as journal:
+            lines = journal.readlines()
+        damaged = []
+        for place, line in enumerate(lines, 1):
             try:
-                os.rename(path, path + ".damaged")
-            except OSError as error:
-                say(f"cannot rename {path}: {error.strerror}", WARNING)
+                d = from_json(line)
+                self._records[d.number] = d
+            except ValueError:
+                say(f"{JOURNAL}, line {place}: damaged, kept aside", WARNING)
+                damaged.append(line)
+                number = re.search(rb'"number": *([0-9]{1,15})\b', line)
+                self._last = max(self._last, int(number[1]) if number else 0)
+        self._records = dict(sorted(self._records.items()))
+        self._last = max(self._last, *self._records, 0)
+        if damaged:
+            with open(os.path.join(self.folder, f"{JOURNAL}.damaged"), "ab") as aside:
+                aside.writelines(line.rstrip(b"\n") + b"\n" for line in damaged)
+            if not lines[-1].endswith(b"\n"):
+                end = sum(map(len, lines[:-1]))
+                os.ftruncate(self._journal, end)  # what is appended starts a line
 
     def _requeue(self) -> None:
-        """Queues again what boop's end has cut off. The new record is written first:
-        cut off between the two, the next start finds both, and shares."""
-        for d in sorted(self._records.values()):
-            if d.status == "inprogress" or (
-                d.status == "queued" and os.path.exists(self.log_path(d.number))
-            ):
-                cut = d._replace(
+        """Queues again what boop's end has cut off."""
+        for d in list(self._records.values()):
+            if d.status == "inprogress":
+                d = d._replace(
                     status="fail",
                     reason=f"{INTERRUPTED}: boop was killed",
-                    started_at=d.started_at or d.queued_at,
                     finished_at=time.time(),
                 )
-                self._records[d.number] = cut
-                self._close_log(cut)
-                self._again(cut)
-                self._save(cut)
-            elif d.interrupted:
-                self._again(d)
-        try:
-            os.fsync(self._folder)
-        except OSError as error:
-            say(f"cannot sync {self.folder}: {error.strerror}", ERROR)
+                self._records[d.number] = d
+                self._close_log(d)
+            if d.interrupted and self._newest(d.repo, d.branch) == d:
+                self._last += 1
+                self._records[self._last] = d._replace(
+                    number=self._last,
+                    status="queued",
+                    reason=None,
+                    trigger=INTERRUPTED,
+                    queued_at=time.time(),
+                    started_at=None,
+                    finished_at=None,
+                    duration=None,
+                )
 
     def _close_log(self, cut: Deployment) -> None:
         """Gives a log that was cut off the last line that every log has."""
@@ -1381,23 +1385,6 @@ class Deployments:
                 log.write(end + f"boop: fail: {cut.reason}\n".encode())
         except OSError as error:
             say(f"cannot end {cut.number}.log: {error.strerror}", WARNING)
-
-    def _again(self, cut: Deployment) -> None:
-        if self._newest(cut.repo, cut.branch) != cut:
-            return  # a newer one has done it, or will
-        self._last += 1
-        again = cut._replace(
-            number=self._last,
-            status="queued",
-            reason=None,
-            trigger=INTERRUPTED,
-            queued_at=time.time(),
-            started_at=None,
-            finished_at=None,
-            duration=None,
-        )
-        self._records[again.number] = again
-        self._save(again)
 
 
 # --- 5. Runner ------------------------------------------------------------------------
