@@ -7,17 +7,15 @@ shows what happened to `curl` and to a browser. Standard library only, Linux.
 The way of a push, left to right, and the thread that each part runs in:
 
     forge --POST /deploy--> Handler --Push--> Deployments --> Runner --> deploy.sh
-                            (worker)          (the lock,      (runner)      |
+                            (its own)         (the lock,      (runner)      |
                                                the journal)               N.log
                                                                             |
-    curl, browser <-- Handler: list, log (worker)                           |
-                  <-- Followers: ?follow (follower) <-----------------------+
+    curl, browser <-- Handler: list, log, ?follow (its own) <---------------+
 
-Threads: *main* accepts connections and minds signals and timers; *workers* answer one
-connection each (none until the first request); *runner* runs the script; *follower*
-feeds all who watch a log or the list grow (started by the first of them); *catch-up*
-asks git for the branch's tip, and ends; *reporter* talks to GitHub and to BOOP_NOTIFY
-(only where one of them is set). A worker or the runner may ask git, too, where a
+Threads: *main* accepts connections and minds signals and timers; each connection has
+one of its own, for its one request; *runner* runs the script; *catch-up* asks git for
+the branch's tip, and ends; *reporter* talks to GitHub and to BOOP_NOTIFY (only where
+one of them is set). A connection's thread or the runner may ask git, too, where a
 request by hand needs to know the branch or its tip: one at a time (Origin).
 
 The rooms, top to bottom; each uses only the rooms above it:
@@ -36,8 +34,8 @@ The rooms, top to bottom; each uses only the rooms above it:
 from __future__ import annotations
 
 import base64
+import collections
 import datetime
-import email.errors
 import email.message
 import errno
 import fcntl
@@ -45,16 +43,16 @@ import hmac
 import html
 import io
 import json
+import mmap
 import os
 import queue
 import re
-import resource
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import typing
@@ -77,21 +75,20 @@ del sys.modules["ssl"]
 VERSION = "1.0"
 
 MAX_BODY_BYTES = 25 << 20  # GitHub sends nothing larger
-SPOOL_BYTES = 256 << 10  # a larger body waits on disk until its signature is known
-MAX_UNSIGNED_FORM_BYTES = 1 << 20  # of Gitea: to be decoded before it is verified
+MAX_FORM_BYTES = 1 << 20  # Gitea's have to be decoded before they are verified
+LARGE_BYTES, MAX_LARGE_BODIES = 1 << 20, 2  # at once, in memory, and nobody signed them
+MAX_HEAD_BYTES = 64 << 10
 HEAD_DEADLINE_S = 10  # for a whole request head, however its bytes trickle in
 BODY_DEADLINE_S = 60  # and for a whole body
 SEND_TIMEOUT_S = 30  # a reader that takes nothing for so long is gone
 LINGER_S = 2  # to read on after a refusal, so that the client sees why
-MAX_CONNECTIONS = 400  # each may cost a thread and two descriptors
-MAX_FOLLOWERS = 200  # of logs and of the list; two descriptors, and no thread
-MAX_LARGE_BODIES = 8  # on disk at once: nobody has signed them yet
-DESCRIPTORS = 4096  # wanted; with fewer, fewer are served
-SPARE_WORKERS = 8  # threads kept for the next connections
+LOOK_S = 1  # between a follower's looks whether its client is there
+MAX_CONNECTIONS = 400  # each costs a thread; with a log open, two of 1,024 descriptors
+MAX_FOLLOWERS = 200  # of those: they stay, and pushes need a place
 BACKLOG = 1024  # socketserver's 5 makes the kernel drop SYNs in a burst
 
 GRACE_S = 10  # between SIGTERM and SIGKILL
-DRAIN_S = 2  # for answers that are under way when boop ends
+DRAIN_S = 1  # for connections that are open when boop ends
 RETRY_S, MAX_RETRY_S = 15, 3600  # between looks at a repository that is out of reach
 GIT_TIMEOUT_S = 20  # for one look at the repository
 PIPE_BYTES = 64 << 10  # what is read of the script's output at once
@@ -170,20 +167,6 @@ class Mask:
                 i = data.find(secret[:1], i + 1)
             first = i if 0 <= i < first else first
         return first
-
-
-def connections_for(most: int) -> int:
-    """How many connections of two descriptors each there may be: with the followers,
-    all but a few of those that boop may open; getrlimit(2)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
-    if soft < wanted:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            soft = wanted
-        except (OSError, ValueError):
-            pass  # a sandbox's rule: LimitNOFILE= raises it
-    return max(8, min(most, (soft - 64) // 4))
 
 
 class Console:
@@ -565,66 +548,54 @@ SIGNATURE_HEADERS = {
     "X-Hub-Signature": {"sha1=": "sha1", "sha256=": "sha256"},  # old GitHub | Bitbucket
 }
 Headers = email.message.Message  # names in any case, as http.server reads them
+Body = bytes | memoryview
 
 
-class Verifier:
-    """Checks one request's signature while its body comes in, RFC 2104.
+def signature(headers: Headers) -> tuple[str, str]:
+    """The header that shall prove who sent a body, and its value; Refusal (401)
+    where there is none."""
+    header = next((h for h in SIGNATURE_HEADERS if h in headers), "")
+    if not header:
+        looked = ", ".join(SIGNATURE_HEADERS)
+        raise Refusal(401, f"no signature: looked for {looked}")
+    value = headers[header].strip(" \t")
+    if not value:
+        raise Refusal(401, f"{header} is empty: set the hook's secret")
+    return header, value
 
-    Raises Refusal (401) as soon as it is known that the request is not signed. One
-    thread. Source: docs.github.com, "Validating webhook deliveries".
+
+def verify(secret: str, headers: Headers, body: Body) -> None:
+    """Returns if the body was signed with the secret, RFC 2104; else Refusal (401),
+    which never says what was expected.
+
+    Source: docs.github.com, "Validating webhook deliveries".
     """
+    header, sent = signature(headers)
+    key = secret.encode("utf-8", "surrogateescape")
+    given = sent.encode("latin-1", "replace")
+    if header != "X-Gitlab-Token":
+        given = given.lower()
+    rights = _rightly(header, sent, key, headers, body) if key else ()
+    if not any(hmac.compare_digest(given, right) for right in rights):
+        what = "is not" if header == "X-Gitlab-Token" else "was not made with"
+        raise Refusal(401, f"{header} {what} this boop's secret (BOOP_SECRET)")
 
-    def __init__(self, secret: str, headers: Headers) -> None:
-        self._secret = secret.encode("utf-8", "surrogateescape")
-        self._headers = headers
-        self.header = next((h for h in SIGNATURE_HEADERS if h in headers), "")
-        value = headers.get(self.header, "").strip(" \t")
-        if not secret or not self.header:
-            looked = ", ".join(SIGNATURE_HEADERS)
-            raise Refusal(401, f"no signature: looked for {looked}")
-        if not value:
-            raise Refusal(401, f"{self.header} is empty: set the hook's secret")
-        if self.header == "X-Gitlab-Token":
-            self._mac, self._sent = None, ""
-            if not hmac.compare_digest(
-                value.encode("latin-1", "replace"), self._secret
-            ):
-                raise self.wrong()
-            return
-        kind = value[: value.find("=") + 1]
-        algorithms = SIGNATURE_HEADERS[self.header]
-        if kind not in algorithms:
-            raise Refusal(401, f"{self.header} is not {next(iter(algorithms))}<hex>")
-        self._sent, self._algorithm = value[len(kind) :].lower(), algorithms[kind]
-        self._mac = hmac.new(self._secret, digestmod=self._algorithm)
 
-    def wrong(self) -> Refusal:
-        """The refusal of a signature that does not match; never what was expected."""
-        what = "is not" if self.header == "X-Gitlab-Token" else "was not made with"
-        return Refusal(401, f"{self.header} {what} this boop's secret (BOOP_SECRET)")
-
-    def update(self, part: bytes) -> None:
-        """Takes the next part of the raw body."""
-        if self._mac:
-            self._mac.update(part)
-
-    def check(self, body: typing.IO[bytes]) -> None:
-        """Returns if the body, taken in whole by update, was signed."""
-        if not self._mac or self._same(self._mac):
-            return
-        gitea = "X-Gitea-Event" in self._headers or "X-Forgejo-Event" in self._headers
-        if gitea and media_type(self._headers) == FORM:  # they sign the JSON inside it
-            if body.seek(0, os.SEEK_END) > MAX_UNSIGNED_FORM_BYTES:
-                raise Refusal(413, "a large form: let the hook send application/json")
-            body.seek(0)
-            inner = form_payload(body.read())
-            if inner and self._same(hmac.new(self._secret, inner, self._algorithm)):
-                return
-        raise self.wrong()
-
-    def _same(self, mac: hmac.HMAC) -> bool:
-        sent = self._sent.encode("latin-1", "replace")
-        return hmac.compare_digest(mac.hexdigest().encode(), sent)
+def _rightly(
+    header: str, sent: str, key: bytes, headers: Headers, body: Body
+) -> typing.Iterator[bytes]:
+    """What the header of a signed request may hold."""
+    if header == "X-Gitlab-Token":
+        yield key
+    signed: list[Body] = [body]
+    gitea = "X-Gitea-Event" in headers or "X-Forgejo-Event" in headers
+    if gitea and media_type(headers) == FORM:
+        signed.append(form_payload(body))  # they sign the JSON inside it
+    for kind, algorithm in SIGNATURE_HEADERS[header].items():
+        if sent.startswith(kind):
+            for part in signed:
+                digest = hmac.new(key, part, algorithm).hexdigest()
+                yield f"{kind}{digest}".encode()
 
 
 JSON, FORM = "application/json", "application/x-www-form-urlencoded"
@@ -635,24 +606,18 @@ def media_type(headers: Headers) -> str:
     return headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
-def form_payload(body: bytes) -> bytes | None:
-    """The JSON that stands in a form's `payload=` field, or None.
-
-    Decoded in pieces, as a body that nobody has signed yet could be all percent signs;
-    no piece ends within a %XX.
-    """
-    field = re.search(rb"(?:^|&)payload=([^&]*)", body)
-    if not field:
-        return None
-    pieces = re.finditer(rb"(?s).{1,9000}(?<!%)(?<!%.)", field[1].replace(b"+", b" "))
-    return b"".join(urllib.parse.unquote_to_bytes(piece[0]) for piece in pieces)
+def form_payload(body: Body) -> bytes:
+    """The JSON that stands in a form's `payload=` field; b"" where there is none."""
+    try:
+        text = str(body, "ascii")
+        fields = urllib.parse.parse_qs(text, errors="strict", max_num_fields=9)
+        return fields.get("payload", [""])[0].encode()
+    except ValueError:
+        return b""
 
 
 def parse(
-    headers: Headers,
-    body: typing.IO[bytes],
-    settings: Settings,
-    head: typing.Callable[[], str],
+    headers: Headers, body: Body, settings: Settings, head: typing.Callable[[], str]
 ) -> Push:
     """What a verified request asks for; Refusal says why it asks for nothing.
 
@@ -665,17 +630,14 @@ def parse(
     return _manual(payload, settings, head)
 
 
-def _json_object(body: typing.IO[bytes], kind: str) -> dict[str, typing.Any]:
+def _json_object(body: Body, kind: str) -> dict[str, typing.Any]:
     if kind not in (JSON, FORM):
         kind = one_line(kind, 60) or "missing"
         raise Refusal(415, f"Content-Type is {kind}, not {JSON} or {FORM}")
     where = "the form's payload field" if kind == FORM else "the body"
     try:
-        raw = body.read()
-        text = (raw if kind == JSON else form_payload(raw) or b"").decode()
-        del raw
-        large = len(text) > SPOOL_BYTES
-        value = json.loads(text, object_hook=_without_files if large else None)
+        text = str(body if kind == JSON else form_payload(body), "utf-8")
+        value = json.loads(text, object_hook=_without_files)
     except (ValueError, RecursionError):  # also of a number with 5,000 digits
         raise Refusal(400, f"{where} is not JSON") from None
     if not isinstance(value, dict):
@@ -974,6 +936,7 @@ def _target(wanted: Push | Deployment) -> str | None:
 
 
 JOURNAL = "deployments.jsonl"
+MAX_CHANGES = 1000  # that a follower of the list may be behind
 COMPACT_LINES = 1000  # added to the journal before it is written anew
 INTERRUPTED = "interrupted"
 STOPPED = f"{INTERRUPTED}: boop was stopped"
@@ -1067,7 +1030,7 @@ class Deployments:
     well, so that a push which shares a queued deployment is never acknowledged before
     that one is safe. Readers take no lock: a dict's get and a list of its values are
     atomic, and what they hold are snapshots. Origin's lock is taken before this one,
-    Followers' after it, and none the other way round.
+    the news' after it, and none the other way round.
 
     On disk, each change is a line appended to the journal; the newest line of a number
     counts. Only a new deployment's is synced, before `add` returns: kill -9 does not
@@ -1076,17 +1039,20 @@ class Deployments:
     long, and when a line could not be written: memory holds all that it should hold.
     """
 
-    def __init__(
-        self, folder: str, keep: int, changed: typing.Callable[[Deployment], None]
-    ) -> None:
+    def __init__(self, folder: str, keep: int) -> None:
         """Raises OSError when the folder can't be used, or another boop uses it."""
         self._lock = threading.Lock()
-        self._keep, self._changed = keep, changed
+        self._news = threading.Condition()  # for the next four
+        self._newest_changes: collections.deque[Deployment]
+        self._newest_changes = collections.deque(maxlen=MAX_CHANGES)
+        self.changes = 0  # of deployments, so far
+        self._events = 1  # those, and what has grown a log
+        self._closed = False
+        self._keep = keep
         self._records: dict[int, Deployment] = {}
         self._last = 0  # the highest number that was ever used
         self._lines = 0  # added to the journal since it was written anew
         self.folder = folder
-        self.version = 0  # grows with every change
         self.unwritable = ""  # why, while the disk takes no records
         self.totals = NO_TOTALS  # replaced, never changed
         os.makedirs(os.path.join(folder, "work"), mode=0o755, exist_ok=True)
@@ -1121,6 +1087,34 @@ class Deployments:
     def log_path(self, number: int) -> str:
         """Where the deployment's log is, or will be."""
         return os.path.join(self.folder, f"{number}.log")
+
+    # News, for those who follow.
+
+    def tell(self) -> None:
+        """A deployment has changed, or a log has grown. Any thread."""
+        with self._news:
+            self._events += 1
+            self._news.notify_all()
+
+    def wait(self, seen: int, seconds: float) -> int:
+        """Waits, at most so long, until there is news since `seen`: what is to be
+        passed the next time; -1 after close."""
+        with self._news:
+            self._news.wait_for(lambda: self._events != seen or self._closed, seconds)
+            return -1 if self._closed else self._events
+
+    def since(self, count: int) -> tuple[int, list[Deployment]]:
+        """How many changes there have been, and those after the count-th; of very
+        many, the newest."""
+        with self._news:
+            new = min(self.changes - count, MAX_CHANGES)
+            return self.changes, list(self._newest_changes)[-new:] if new else []
+
+    def close(self) -> None:
+        """Lets all who wait go, once they have what there is."""
+        with self._news:
+            self._closed = True
+            self._news.notify_all()
 
     # Writing: each takes the lock.
 
@@ -1262,8 +1256,10 @@ class Deployments:
         self._records[deployment.number] = deployment
         if self._lines > COMPACT_LINES:
             self._compact()
-        self.version += 1
-        self._changed(deployment)
+        with self._news:
+            self._newest_changes.append(deployment)
+            self.changes += 1
+        self.tell()
         return deployment
 
     def _forget(self) -> None:
@@ -1633,7 +1629,6 @@ class Runner:
         self._bell = Wake()
         self._stop = self._stop_now = False
         self._asked = self._heard = 0
-        self.grown: typing.Callable[[], None] = lambda: None
         self.ended: typing.Callable[[], None] = lambda: None
         self.done = threading.Event()
 
@@ -1681,7 +1676,7 @@ class Runner:
             self._deployments.log_path(number),
             self._settings.log_limit,
             Mask(self._secrets),
-            self.grown,
+            self._deployments.tell,
         )
         log.line(_first_line(deployment))
         by_hand = deployment.trigger == "manual" or deployment.exact
@@ -2995,192 +2990,15 @@ else if ($("main[data-live]")) follow("?follow", refresh, () => false);
 
 
 # --- 8. HTTP --------------------------------------------------------------------------
-
-
-class Deadline(io.RawIOBase):
-    """Reads a socket with one deadline for all reads together: a timeout for each
-    would let a client send a byte a second for ever. Raises TimeoutError."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self.at = 0.0  # monotonic seconds
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def readinto(self, buffer: typing.Any) -> int:
-        """recv_into, until the deadline."""
-        left = self.at - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._connection.settimeout(left)
-        try:
-            return self._connection.recv_into(buffer)
-        finally:
-            self._connection.settimeout(SEND_TIMEOUT_S)
-
-
-HEARS = select.POLLIN | select.POLLRDHUP  # it says something, or leaves
-
-
-class Follower:
-    """One who watches a log (number) or the list (0) grow; the follower's thread's."""
-
-    def __init__(
-        self, connection: socket.socket, number: int, unsent: bytes = b""
-    ) -> None:
-        self.connection, self.number = connection, number
-        self.at = 0  # bytes of the log that it has
-        self.log: typing.IO[bytes] | None = None
-        self.unsent = unsent  # of the list's lines
-        self.stuck_since = 0.0  # its socket takes nothing more; 0: it does
-
-
-class Followers:
-    """Feeds everyone who watches, in one thread: poll(2) waits for news, for those
-    who leave, and for those who had been too slow; sendfile(2) copies nothing.
-
-    Any thread may call add, news and close; the rest is the thread's own.
-    """
-
-    def __init__(self, deployments: Deployments) -> None:
-        self._deployments = deployments
-        self._bell = Wake()
-        self._lock = threading.Lock()  # for the next three
-        self._new: list[Follower] = []
-        self._changed: list[Deployment] = []
-        self._thread: threading.Thread | None = None
-        self._closing = False
-        self._all: dict[int, Follower] = {}  # by descriptor
-        self._poll = select.poll()
-        self._poll.register(self._bell.fd, select.POLLIN)
-        self._most = connections_for(MAX_FOLLOWERS)
-
-    def full(self) -> bool:
-        """Are there as many as boop serves?"""
-        return len(self._all) + len(self._new) >= self._most
-
-    def add(self, follower: Follower) -> None:
-        """Takes over a non-blocking connection whose response head has been sent."""
-        with self._lock:
-            self._new.append(follower)
-            if not self._thread:
-                thread = threading.Thread(
-                    target=self._run, name="follower", daemon=True
-                )
-                thread.start()
-                self._thread = thread
-        self._bell.ring()
-
-    def news(self, changed: Deployment | None = None) -> None:
-        """A log has grown, or a deployment changed. Costs nothing without followers."""
-        if self._all or self._new:
-            if changed:
-                with self._lock:
-                    self._changed.append(changed)
-            self._bell.ring()
-
-    def close(self) -> None:
-        """Lets everyone have what there is, and ends the thread; waits a second."""
-        self._closing = True
-        self._bell.ring()
-        if self._thread:
-            self._thread.join(1)
-
-    def _run(self) -> None:
-        closing = False
-        while not closing:
-            closing = self._closing  # and then once more: for the last line of a log
-            wait_ms = 0 if closing else 1000 if self._any_stuck() else None
-            events = self._poll.poll(wait_ms)
-            self._bell.hear()
-            with self._lock:
-                new, self._new = self._new, []
-                changed, self._changed = self._changed, []
-            for follower in new:
-                self._all[follower.connection.fileno()] = follower
-                self._poll.register(follower.connection, HEARS)
-            spoke = {fd for fd, event in events if event & ~select.POLLOUT}
-            for fd, follower in list(self._all.items()):
-                here = fd not in spoke or self._listens(follower)
-                if not here or not self._feed(follower, changed):
-                    self._drop(fd)
-
-    def _any_stuck(self) -> bool:
-        return any(f.stuck_since for f in self._all.values())
-
-    def _listens(self, follower: Follower) -> bool:
-        """Is it still there? What it says is of no interest."""
-        try:
-            return follower.connection.recv(4096) != b""
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-
-    def _drop(self, fd: int) -> None:
-        follower = self._all.pop(fd)
-        self._poll.unregister(fd)
-        if follower.log:
-            follower.log.close()
-        follower.connection.close()
-
-    def _feed(self, follower: Follower, changed: list[Deployment]) -> bool:
-        """Sends what is new; False when that was the last, or nobody takes it."""
-        try:
-            if not follower.number:
-                lines = (f"{_news_line(d)}\n".encode() for d in changed)
-                return self._send_lines(follower, b"".join(lines))
-            return self._send_log(follower)
-        except BlockingIOError:
-            return self._is_stuck(follower)
-        except OSError:
-            return False
-
-    def _is_stuck(self, follower: Follower) -> bool:
-        """Waits until its socket takes more; False when that has lasted too long."""
-        now = time.monotonic()
-        if not follower.stuck_since:
-            follower.stuck_since = now
-            self._poll.modify(follower.connection, HEARS | select.POLLOUT)
-        return now - follower.stuck_since < SEND_TIMEOUT_S
-
-    def _moves(self, follower: Follower) -> None:
-        if follower.stuck_since:
-            follower.stuck_since = 0.0
-            self._poll.modify(follower.connection, HEARS)
-
-    def _send_lines(self, follower: Follower, lines: bytes) -> bool:
-        follower.unsent += lines
-        while follower.unsent:
-            sent = follower.connection.send(follower.unsent)
-            follower.unsent = follower.unsent[sent:]
-            self._moves(follower)
-        return True
-
-    def _send_log(self, follower: Follower) -> bool:
-        deployment = self._deployments.get(follower.number)
-        over = deployment is None or deployment.finished  # known before the last look
-        if not follower.log:
-            try:
-                path = self._deployments.log_path(follower.number)
-                follower.log = open(path, "rb", buffering=0)
-            except FileNotFoundError:
-                return not over
-        out, log = follower.connection.fileno(), follower.log.fileno()
-        while sent := os.sendfile(out, log, follower.at, 1 << 20):
-            follower.at += sent
-            self._moves(follower)
-        return not over
-
-
-def _news_line(d: Deployment) -> str:
-    why = f": {d.reason}" if d.reason else ""
-    return one_line(f"{d.number} {d.status} {d.branch} {(d.commit or '')[:8]}{why}")
-
+#
+# One connection is one request, one answer and one thread, also where the answer grows
+# for an hour. A request's head is read whole, within its deadline, before http.server
+# parses it; a body only where its length is allowed and it says that it is signed.
 
 TEXT, HTML = "text/plain", "text/html"
+HEAD_END = re.compile(rb"\r?\n\r?\n")
+# RFC 9112, 5: no line without a colon or that goes on with the one before, no bare CR
+HEAD = re.compile(rb"[^\r\n\0]+\r?\n(?:[!#$%&'*+.^_`|~\w-]+:[^\r\n\0]*\r?\n)*\r?\n")
 
 SECURITY_HEADERS = (
     b"X-Content-Type-Options: nosniff\r\n"
@@ -3190,19 +3008,6 @@ SECURITY_HEADERS = (
     b" style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none';"
     b" form-action 'none'; frame-ancestors 'none'\r\n"
 )
-
-
-def preferred(accept: str) -> str:
-    """The form that an Accept header asks for: RFC 9110, 12.5.1. curl gets text."""
-    best, form = (0.0, 0), TEXT
-    for item in accept.lower().split(","):
-        kind, *parameters = (part.strip() for part in item.split(";"))
-        rank = {TEXT: 1, "text/*": 1, JSON: 2, HTML: 3}.get(kind, 0)
-        q = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-        weight = float(q) if re.fullmatch(r"[01](\.[0-9]{0,3})?", q) else 0.0
-        if rank and weight and (weight, rank) > best:
-            best, form = (weight, rank), kind if kind != "text/*" else TEXT
-    return form
 
 
 class Page(typing.NamedTuple):
@@ -3222,47 +3027,27 @@ class Site:
         settings: Settings,
         deployments: Deployments,
         origin: Origin,
-        followers: Followers,
         wake: typing.Callable[[], None],
         health: typing.Callable[[], str],
     ) -> None:
         self.settings, self.deployments, self.origin = settings, deployments, origin
-        self.followers, self.wake, self.health = followers, wake, health
-        self._cache: dict[tuple[str, bool], tuple[typing.Hashable, Page]] = {}
-        self._started = time.time_ns()
+        self.wake, self.health = wake, health
         self.large_bodies = threading.Semaphore(MAX_LARGE_BODIES)
-
-    def listed(self, form: str, color: bool) -> Page:
-        """The list, made anew when it has changed, or shows a time that has. No lock:
-        two who make it at once make the same."""
-        now, version = time.time(), self.deployments.version
-        newest = self.deployments.newest_first()
-        if any(d.status == "inprogress" for d in newest[:9]):
-            state: typing.Hashable = version, now // 1
-        else:
-            state = version, now // 30 if form == HTML else 0
-        hit = self._cache.get((form, color))
-        if hit and hit[0] == state:
-            return hit[1]
-        if form == JSON:
-            body = json.dumps({"deployments": [as_json(d) for d in newest]}) + "\n"
-        elif form == HTML:
-            body = list_html(newest, now)
-        else:
-            body = list_text(newest, now, color)
-        kind = form.partition("/")[2] + "-color" * color
-        tag = f'"{self._started:x}-{version:x}-{kind}"'  # times that pass change no tag
-        page = Page(body.encode("utf-8", "replace"), form, tag)
-        self._cache[form, color] = state, page
-        return page
+        self.followers = threading.Semaphore(MAX_FOLLOWERS)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """One connection: any number of requests, one after the other."""
+    """One connection, and one request on it."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1  # the head and the body leave in one piece
+
+    # What an answer needs to know of a request, where there was none to parse.
+    command, request_version, requestline = "GET", "HTTP/1.1", ""
+    headers = http.client.HTTPMessage()
+    _path = _allow = ""
+    _expects = False
 
     # method, path, what answers it, does BOOP_PASSWORD guard it?
     ROUTES = (
@@ -3281,18 +3066,31 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.site = site
         super().__init__(connection, address, None)  # type: ignore[arg-type]
 
-    def setup(self) -> None:
-        """socketserver's, with a reader that has a deadline."""
-        super().setup()
+    def handle(self) -> None:
+        """Reads the head, and lets http.server parse it and call us back."""
+        deadline, head = time.monotonic() + HEAD_DEADLINE_S, b""
+        while not (end := HEAD_END.search(head)):
+            if len(head) > MAX_HEAD_BYTES:
+                self.send_error(431, "the request's head is too long")
+                return
+            head = (head + self._receive(PIPE_BYTES, deadline)).lstrip(b"\r\n")
+        self._unread = head[end.end() :]
         self.rfile.close()
-        self._deadline = Deadline(self.connection)
-        self.rfile = io.BufferedReader(self._deadline)
+        self.rfile = io.BytesIO(head[: end.end()])
+        self.handle_one_request()
 
-    def handle_one_request(self) -> None:
-        """http.server's, within the deadline for a request's head."""
-        self._deadline.at = time.monotonic() + HEAD_DEADLINE_S
-        self._expects = False
-        super().handle_one_request()
+    def _receive(self, size: int, deadline: float) -> bytes:
+        """What has come, at most size bytes. Raises TimeoutError after the deadline,
+        which is one for many reads: a time-out for each would let a client send a
+        byte a second for ever; and ConnectionError where the client is gone."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.connection.settimeout(left)
+        data: bytes = self.connection.recv(size)
+        if not data:
+            raise ConnectionError
+        return data
 
     def __getattr__(self, name: str) -> typing.Any:
         """http.server looks for do_GET and the like: every method goes one way."""
@@ -3302,23 +3100,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         """Finds the route; refusals become answers here, and only here."""
-        if self.request_version == "HTTP/0.9":  # no head was sent, and none expected
+        if self.request_version == "HTTP/0.9":  # no version was sent
             self.request_version = "HTTP/1.0"
         try:
             self._path, _, query = self.path.partition("?")
             if "://" in self._path:  # http://host/log/7: absolute-form, RFC 9112, 3.2.2
                 self._path = "/" + "".join(self._path.split("/", 3)[3:])
-            if any(type(d) in NO_HEADER for d in self.headers.defects):
-                self.close_connection = True  # who knows where this request ends?
-                raise Refusal(400, "a line in the request's head is no header")
             self.query = {name.partition("=")[0] for name in query.split("&")}
-            if self._path != "/deploy" and (
-                "Content-Length" in self.headers or "Transfer-Encoding" in self.headers
-            ):
-                self.close_connection = True  # behind a body that nobody reads
+            if not HEAD.fullmatch(typing.cast("io.BytesIO", self.rfile).getvalue()):
+                raise Refusal(400, "a line in the request's head is no header")
             self._route()
+            return
         except Refusal as refusal:
-            self._refuse(refusal)
+            status, why, word = refusal.status, refusal.why, refusal.word
+        self._refuse(status, why, word)  # out here, where nothing holds the body
 
     def _route(self) -> None:
         method = "GET" if self.command == "HEAD" else self.command
@@ -3336,46 +3131,44 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._allow = "GET, HEAD" if "GET" in allowed else allowed[0]
         raise Refusal(405, f"{one_line(self.command, 20)} is not for this address")
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _form(self) -> str:
+        """The form that the client asks for; curl gets text."""
+        accept = self.headers.get("Accept", "").lower()
+        if "text" in self.query:
+            return TEXT
+        return next((form for form in (JSON, HTML) if form in accept), TEXT)
+
+    def _refuse(self, status: int, why: str, word: str = "error") -> None:
         """An answer other than a page's or a 202: to the client, and on stderr."""
-        status, why = refusal.status, say.mask.text(refusal.why)
-        if self.command == "POST" or self._path == "/deploy":
-            who = self.headers.get("X-GitHub-Delivery", "") if self.headers else ""
-            who = f" (delivery {one_line(who, 40)})" if who else ""
+        why, hook = say.mask.text(why), self._path == "/deploy"
+        if hook or self.command == "POST":
+            who = one_line(self.headers.get("X-GitHub-Delivery", ""), 40)
+            who = f" (delivery {who})" if who else ""
             say(f"{status} to {self.client_address[0]}{who}: {why}", NOTICE)
-        if status >= 400 and self._path == "/deploy":
-            self.close_connection = True
-        form = preferred(self.headers.get("Accept", "")) if self.headers else TEXT
-        if self._path == "/deploy" or form == JSON:
-            page = Page(json.dumps({refusal.word: why}).encode() + b"\n", JSON)
-        elif form == HTML:
-            phrase = http.HTTPStatus(status).phrase
-            root = "../" * (self._path.count("/") - 1) or "./"
-            page = Page(error_html(status, phrase, why, root).encode(), HTML)
+        if hook or JSON in self.headers.get("Accept", ""):
+            page = Page(json.dumps({word: why}).encode() + b"\n", JSON)
         else:
             page = Page(f"{why}\n".encode("utf-8", "replace"), TEXT)
+        login = "Signature" if hook else 'Basic realm="boop", charset="UTF-8"'
         headers = {
-            401: ("WWW-Authenticate", 'Basic realm="boop", charset="UTF-8"'),
-            405: ("Allow", getattr(self, "_allow", "")),
+            401: ("WWW-Authenticate", login),
+            405: ("Allow", self._allow),
             503: ("Retry-After", "30"),
         }
-        if self._path == "/deploy":
-            headers[401] = ("WWW-Authenticate", "Signature")
         self._send(status, page, *([headers[status]] if status in headers else []))
-        if self.close_connection and status >= 400:
-            self._linger()
+        self._linger()
 
     def _linger(self) -> None:
         """Reads on for a moment: closing on unread bytes would reset the connection,
         and the client might never see why it was refused."""
+        deadline = time.monotonic() + LINGER_S
         try:
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_WR)
-            self._deadline.at = time.monotonic() + LINGER_S
-            while self.rfile.read1(PIPE_BYTES):
-                pass
+            while True:
+                self._receive(PIPE_BYTES, deadline)
         except OSError:
-            pass
+            pass  # it has seen it, or the moment is over
 
     def _send(self, status: int, page: Page, *headers: tuple[str, str]) -> None:
         self._head(status, page, len(page.body), *headers)
@@ -3385,19 +3178,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _head(
         self, status: int, page: Page, length: int | None, *headers: tuple[str, str]
     ) -> None:
+        self.connection.settimeout(SEND_TIMEOUT_S)
         self.send_response(status)
         charset = "" if page.kind == JSON else "; charset=utf-8"
         self.send_header("Content-Type", page.kind + charset)
         self.send_header("Vary", "Accept")
         self.send_header("Cache-Control", page.cache)
+        self.send_header("Connection", "close")
         if page.etag:
             self.send_header("ETag", page.etag)
         if length is not None and status != 304:
             self.send_header("Content-Length", str(length))
         for name, value in headers:
             self.send_header(name, value)
-        if self.close_connection:
-            self.send_header("Connection", "close")
         self._headers_buffer.append(SECURITY_HEADERS)
         self.end_headers()
 
@@ -3415,14 +3208,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         kind, _, value = self.headers.get("Authorization", "").partition(" ")
         try:
-            sent = (
-                base64.b64decode(value, validate=True)
-                if kind.lower() == "basic"
-                else b""
-            )
+            login = base64.b64decode(value, validate=True)
         except ValueError:
-            sent = b""
-        sent = sent.partition(b":")[2]
+            login = b""
+        sent = login.partition(b":")[2] if kind.lower() == "basic" else b""
         if not hmac.compare_digest(sent, password.encode("utf-8", "surrogateescape")):
             raise Refusal(401, "boop wants the password (BOOP_PASSWORD), any user name")
 
@@ -3433,17 +3222,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         settings = self.site.settings
         if not settings.secret:
             raise Refusal(503, "no secret is set: boop can't know a push (BOOP_SECRET)")
-        length = self._length()
-        verifier = Verifier(settings.secret, self.headers)
-        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as body:
-            self._receive(length, body, verifier)
-            verifier.check(body)
-            body.seek(0)
-            try:
-                push = parse(self.headers, body, settings, self.site.origin.head)
-            except Skipped as skipped:
-                self.site.deployments.skip(skipped.push)
-                raise
+        signature(self.headers)
+        try:
+            push = self._push(self._length())
+        except Skipped as skipped:
+            self.site.deployments.skip(skipped.push)
+            raise
         try:
             deployment = self.site.deployments.add(push)
         except OSError as error:
@@ -3463,44 +3247,47 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise Refusal(411, "no Content-Length (chunked bodies are not taken)")
         if len(lengths) > 1 or not re.fullmatch("[0-9]+", lengths[0]):
             raise Refusal(400, "Content-Length is not one whole number")
+        most = MAX_FORM_BYTES if media_type(self.headers) == FORM else MAX_BODY_BYTES
         digits = lengths[0].lstrip("0") or "0"
-        if len(digits) > 18 or int(digits) > MAX_BODY_BYTES:
-            raise Refusal(413, f"the body is over {MAX_BODY_BYTES} bytes")
+        if len(digits) > 18 or int(digits) > most:
+            what = "let the hook send application/json" if most < MAX_BODY_BYTES else ""
+            raise Refusal(413, f"the body is over {most} bytes{what and f': {what}'}")
         return int(digits)
 
-    def _receive(self, length: int, body: typing.IO[bytes], verifier: Verifier) -> None:
-        """Takes the body in, and leaves it to be read from its beginning."""
-        if self._expects:
-            self.send_response_only(100)
-            self.end_headers()
-            self.wfile.flush()
-        self._deadline.at = time.monotonic() + BODY_DEADLINE_S
-        large = length > SPOOL_BYTES
-        if large and not self.site.large_bodies.acquire(blocking=False):
+    def _push(self, length: int) -> Push:
+        """Takes the body in, verifies it, and says what it asks for; a large one when
+        fewer than MAX_LARGE_BODIES are there: nobody has signed them yet."""
+        deadline = time.monotonic() + BODY_DEADLINE_S
+        large = length > LARGE_BYTES
+        if large and not self.site.large_bodies.acquire(timeout=BODY_DEADLINE_S):
             raise Refusal(503, "boop has all the large bodies it takes at once")
         try:
-            self._copy(length, body, verifier)
+            body = self._body(length, deadline)
+            verify(self.site.settings.secret, self.headers, body)
+            return parse(self.headers, body, self.site.settings, self.site.origin.head)
         finally:
             if large:
                 self.site.large_bodies.release()
 
-    def _copy(self, length: int, body: typing.IO[bytes], verifier: Verifier) -> None:
-        while length:
-            try:
-                part = self.rfile.read1(min(length, PIPE_BYTES))
-            except TimeoutError:
-                why = f"the body took over {BODY_DEADLINE_S} s"
-                raise Refusal(408, why) from None
-            if not part:
-                raise Refusal(400, f"the body ended {length} bytes early")
-            verifier.update(part)
-            length -= len(part)
-            try:
-                body.write(part)
-                if not length:
-                    body.seek(0)  # writes what is buffered
-            except OSError as error:
-                raise Refusal(503, f"cannot keep the body: {error.strerror}") from None
+    def _body(self, length: int, deadline: float) -> memoryview:
+        """The body, in pages of its own: malloc(3) would keep them for a next one."""
+        if self._expects:
+            self.send_response_only(100)
+            self.end_headers()
+            self.wfile.flush()
+        body, at = memoryview(mmap.mmap(-1, length or 1))[:length], 0
+        try:
+            while at < length:
+                part = self._unread or self._receive(PIPE_BYTES, deadline)
+                part, self._unread = part[: length - at], b""
+                body[at : at + len(part)] = part
+                at += len(part)
+        except TimeoutError:
+            raise Refusal(408, f"the body took over {BODY_DEADLINE_S} s") from None
+        except ConnectionError:
+            missing = length - at
+            raise Refusal(400, f"the body ended {missing} bytes early") from None
+        return body
 
     def handle_expect_100(self) -> bool:
         """http.server would ask for the body before its length is looked at."""
@@ -3509,14 +3296,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _list(self) -> None:
         """GET /: the deployments, newest first."""
+        deployments = self.site.deployments
+        newest, now, form = deployments.newest_first(), time.time(), self._form()
         if "follow" in self.query:
-            self._follow(0, b"boop: whatever changes\n")
+            self._follow(self._changes(deployments.changes))
             return
-        self._page(self.site.listed(self._form(), "color" in self.query))
-
-    def _form(self) -> str:
-        wanted = preferred(self.headers.get("Accept", ""))
-        return TEXT if "text" in self.query else wanted
+        if form == JSON:
+            body = json.dumps({"deployments": [as_json(d) for d in newest]}) + "\n"
+        elif form == HTML:
+            body = list_html(newest, now)
+        else:
+            body = list_text(newest, now)
+        self._page(Page(body.encode("utf-8", "replace"), form))
 
     def _log(self, which: str) -> None:
         """GET /log/N: the log, the page around it, or the record."""
@@ -3529,16 +3320,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise Refusal(404, f"there is no deployment {which}")
         form = self._form()
         if "follow" in self.query:
-            if deployment.finished:
-                self._log_text(deployment, which)
-            else:
-                self._follow(deployment.number)
+            self._follow(self._growth(deployment.number))
         elif form == JSON:
             self._page(Page(json.dumps(as_json(deployment)).encode() + b"\n", JSON))
         elif form == HTML:
             self._page(self._log_page(deployment, newest))
         else:
-            self._log_text(deployment, which)
+            self._log_text(deployment)
 
     def _log_page(self, deployment: Deployment, newest: list[Deployment]) -> Page:
         numbers = [d.number for d in newest]
@@ -3558,20 +3346,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         page = log_html(deployment, older, newer, text, more, time.time())
         return Page(page.encode("utf-8", "replace"), HTML)
 
-    def _log_text(self, deployment: Deployment, which: str) -> None:
+    def _log_text(self, d: Deployment) -> None:
         """The log so far, as it is: sendfile(2) from the page cache to the socket."""
         try:
-            log = open(self.site.deployments.log_path(deployment.number), "rb", 0)
+            log = open(self.site.deployments.log_path(d.number), "rb", 0)
         except FileNotFoundError:
-            waiting = f"boop: deployment {deployment.number} is {deployment.status}\n"
+            waiting = f"boop: deployment {d.number} is {d.status}\n"
             self._page(Page(waiting.encode(), TEXT))
             return
         with log:
             size = os.fstat(log.fileno()).st_size
-            page = Page(b"", TEXT)
-            if deployment.finished and which != "latest":  # its number is never reused
-                cache = "private, max-age=31536000, immutable"
-                page = Page(b"", TEXT, f'"{deployment.number}-{size}"', cache)
+            page = Page(b"", TEXT, f'"{d.number}-{d.finished_at}-{size}"' * d.finished)
             if self._has(page):
                 self._head(304, page, None)
                 return
@@ -3580,19 +3365,55 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.wfile.flush()
                 self.connection.sendfile(log, 0, size)
 
-    def _follow(self, number: int, first: bytes = b"") -> None:
-        """A response without a length: it ends when the connection does. Followers
-        takes the connection over, as a duplicate: the worker closes its own."""
-        if self.site.followers.full():
+    def _follow(self, feed: typing.Iterable[None]) -> None:
+        """An answer without a length, which ends when the connection does: lets `feed`
+        send what is new whenever there may be news, until it or the client ends."""
+        if not self.site.followers.acquire(blocking=False):
             raise Refusal(503, "boop has all the followers it serves")
-        self.close_connection = True
-        self._head(200, Page(b"", TEXT, cache="no-store"), None, NO_BUFFERING)
-        if self.command == "HEAD":
-            return
-        self.wfile.flush()
-        connection = self.connection.dup()
-        connection.setblocking(False)
-        self.site.followers.add(Follower(connection, number, first))
+        try:
+            page = Page(b"", TEXT, cache="no-store")
+            self._head(200, page, None, ("X-Accel-Buffering", "no"))  # for an nginx
+            self.wfile.flush()
+            self.connection.settimeout(None)  # for os.sendfile; the kernel's instead:
+            patience = struct.pack("ll", SEND_TIMEOUT_S, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+            seen = 0
+            for _ in feed if self.command != "HEAD" else ():
+                if seen < 0 or self._left():
+                    break
+                seen = self.site.deployments.wait(seen, LOOK_S)
+        finally:
+            self.site.followers.release()
+
+    def _left(self) -> bool:
+        """Has the client left? What else it may say is of no interest."""
+        try:
+            return not self.connection.recv(PIPE_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+
+    def _growth(self, number: int) -> typing.Iterator[None]:
+        """Sends what the log has grown by, until its deployment has ended."""
+        at, over = 0, False
+        while not over:
+            deployment = self.site.deployments.get(number)
+            over = deployment is None or deployment.finished  # before the last look
+            try:
+                with open(self.site.deployments.log_path(number), "rb", 0) as log:
+                    out, source = self.connection.fileno(), log.fileno()
+                    while sent := os.sendfile(out, source, at, 1 << 20):
+                        at += sent
+            except FileNotFoundError:
+                pass  # it waits for its turn
+            yield
+
+    def _changes(self, count: int) -> typing.Iterator[None]:
+        """Sends a line for each change of a deployment since the count-th."""
+        self.connection.sendall(b"boop: whatever changes\n")
+        while True:
+            count, changed = self.site.deployments.since(count)
+            self.connection.sendall("".join(map(_news_line, changed)).encode())
+            yield
 
     def _healthz(self) -> None:
         """GET /healthz: 200, or 503 and why."""
@@ -3631,19 +3452,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self, code: int, message: str | None = None, explain: str | None = None
     ) -> None:
         """What http.server refuses itself: a request that is no HTTP."""
-        self.close_connection = True
-        self._path = ""
-        self.command = self.command or "GET"
-        if not hasattr(self, "headers") or self.request_version == "HTTP/0.9":
-            self.headers = http.client.HTTPMessage()
-            self.request_version = "HTTP/1.1"
-        self._refuse(Refusal(code, one_line(message or "", 100) or "bad request"))
+        self.request_version = "HTTP/1.1"
+        self._refuse(code, one_line(message or "", 100) or "bad request")
 
     def log_message(self, format: str, *args: typing.Any) -> None:
         """No access log: what matters is said where it happens."""
 
 
-NO_BUFFERING = ("X-Accel-Buffering", "no")  # for an nginx in front
+def _news_line(d: Deployment) -> str:
+    why = f": {d.reason}" if d.reason else ""
+    line = f"{d.number} {d.status} {d.branch} {(d.commit or '')[:8]}{why}"
+    return one_line(line) + "\n"
+
 
 TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 51\r\nRetry-After: 5\r\n"
@@ -3652,27 +3472,17 @@ TOO_MANY = (
 )
 
 
-NO_HEADER = (  # of what the email package calls defects, those of a request's head
-    email.errors.MissingHeaderBodySeparatorDefect,
-    email.errors.FirstHeaderLineIsContinuationDefect,
-)
-
-
 class Door:
-    """Takes connections and gives each a thread, kept for the next if few are idle.
+    """Takes connections and gives each a thread.
 
-    accept is called by main; the rest happens in the workers.
+    accept is called by main; the rest happens in the threads.
     """
 
     def __init__(self, listener: socket.socket, site: Site) -> None:
         listener.setblocking(False)
         self.listener, self._site = listener, site
-        self._lock = threading.Condition()  # for the next two; told when one closes
-        self._idle = 0
-        self._open: set[socket.socket] = set()
-        self._most = connections_for(MAX_CONNECTIONS)
-        self._queue: queue.SimpleQueue[tuple[socket.socket, typing.Any]]
-        self._queue = queue.SimpleQueue()
+        self._lock = threading.Condition()  # for the next; told when one closes
+        self._open = 0
 
     def accept(self) -> None:
         """Takes all that wait. Beyond MAX_CONNECTIONS, turns them away."""
@@ -3687,27 +3497,16 @@ class Door:
                 say(f"cannot accept: {error.strerror}", WARNING)
                 time.sleep(0.1)
                 return
-            if not self._give(connection, address):
+            with self._lock:
+                self._open += 1
+            try:
+                if self._open > MAX_CONNECTIONS:
+                    raise RuntimeError
+                threading.Thread(
+                    target=self._serve, args=(connection, address), daemon=True
+                ).start()
+            except RuntimeError:  # or there are no more threads
                 self._turn_away(connection)
-
-    def _give(self, connection: socket.socket, address: typing.Any) -> bool:
-        with self._lock:
-            if len(self._open) >= self._most:
-                return False
-            self._open.add(connection)
-            idle, self._idle = self._idle, max(0, self._idle - 1)
-        if idle:
-            self._queue.put((connection, address))
-            return True
-        thread = threading.Thread(
-            target=self._work, args=(connection, address), name="worker", daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError:  # no more threads
-            self._release(connection)
-            return False
-        return True
 
     def _turn_away(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -3717,32 +3516,19 @@ class Door:
             connection.recv(PIPE_BYTES)  # unread bytes would turn the close to a reset
         except OSError:
             pass
-        connection.close()
+        self._close(connection)
 
     def drain(self) -> None:
-        """Lets those who are being answered have their answer, and ends the others:
-        no more is read than has come."""
+        """Gives those who are being answered, and those who have not yet spoken, a
+        moment; the others go with boop."""
         with self._lock:
-            for connection in self._open:
-                try:
-                    connection.shutdown(socket.SHUT_RD)
-                except OSError:
-                    pass  # it is gone already
             self._lock.wait_for(lambda: not self._open, DRAIN_S)
 
-    def _release(self, connection: socket.socket) -> None:
+    def _close(self, connection: socket.socket) -> None:
+        connection.close()
         with self._lock:
-            self._open.discard(connection)
+            self._open -= 1
             self._lock.notify_all()
-
-    def _work(self, connection: socket.socket, address: typing.Any) -> None:
-        while True:
-            self._serve(connection, address)
-            with self._lock:
-                if self._idle >= SPARE_WORKERS:
-                    return
-                self._idle += 1
-            connection, address = self._queue.get()
 
     def _serve(self, connection: socket.socket, address: typing.Any) -> None:
         try:
@@ -3751,8 +3537,7 @@ class Door:
             pass  # the client is gone
         except Exception as error:  # noqa: BLE001  the thread's edge
             say(f"a request failed: {type(error).__name__}: {error}", ERROR)
-        self._release(connection)
-        connection.close()
+        self._close(connection)
 
 
 # --- 9. main --------------------------------------------------------------------------
@@ -3832,19 +3617,16 @@ class Boop:
             signal.signal(signum, lambda *_: None)  # serve reads them off the pipe
         signal.set_wakeup_fd(signals, warn_on_full_buffer=False)
         try:
-            self._deployments = Deployments(
-                settings.state, settings.keep, self._changed
-            )
+            self._deployments = Deployments(settings.state, settings.keep)
         except OSError as error:
             why = f"state folder {settings.state}: {error.strerror}"
             raise OSError(None, why) from None
         self._origin = Origin(settings, environ, self._deployments)
         self._reporter = Reporter(settings, environ, self._deployments)
-        self._followers = Followers(self._deployments)
         self._runner = Runner(
-            settings, environ, self._deployments, self._origin, self._reporter.report
+            settings, environ, self._deployments, self._origin, self._report
         )
-        self._runner.grown, self._runner.ended = self._followers.news, self._bell.ring
+        self._runner.ended = self._bell.ring
         self._origin.wake = self._runner.wake
         try:
             listener = listen(settings, environ)
@@ -3852,12 +3634,7 @@ class Boop:
             where = f"{settings.host} port {settings.port}"
             raise OSError(None, f"cannot listen on {where}: {error.strerror}") from None
         site = Site(
-            settings,
-            self._deployments,
-            self._origin,
-            self._followers,
-            self._runner.wake,
-            self._health,
+            settings, self._deployments, self._origin, self._runner.wake, self._health
         )
         self._door = Door(listener, site)
         self._looking = threading.Lock()  # held by the one catch-up at a time
@@ -3916,16 +3693,15 @@ class Boop:
             self._bell.hear()
             if self._signals in ready and self._signalled():
                 self._runner.stop(now=True)
-        self._followers.close()
+        self._deployments.close()
         self._door.drain()
         self._reporter.close()
         return 0
 
-    def _changed(self, deployment: Deployment) -> None:
-        """Deployments calls it, with its lock held: rings bells, and no more."""
-        self._followers.news(deployment)
-        if "NOTIFY_SOCKET" in self._environ:
-            self._bell.ring()
+    def _report(self, deployment: Deployment) -> None:
+        """A deployment has started or ended: the runner says so."""
+        self._reporter.report(deployment)
+        self._bell.ring()
 
     def _status(self) -> str:
         """What `systemctl status` shows."""
