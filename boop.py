@@ -40,7 +40,6 @@ import email.message
 import errno
 import fcntl
 import hmac
-import html
 import io
 import json
 import mmap
@@ -89,6 +88,7 @@ BACKLOG = 1024  # socketserver's 5 makes the kernel drop SYNs in a burst
 
 GRACE_S = 10  # between SIGTERM and SIGKILL
 DRAIN_S = 1  # for connections that are open when boop ends
+CLOSE_S = 2  # for reports that are under way then
 RETRY_S, MAX_RETRY_S = 15, 3600  # between looks at a repository that is out of reach
 GIT_TIMEOUT_S = 20  # for one look at the repository
 PIPE_BYTES = 64 << 10  # what is read of the script's output at once
@@ -1000,17 +1000,11 @@ class Totals(typing.NamedTuple):
     they never go down when old records are removed."""
 
     finished: dict[str, int]  # status -> how many
-    buckets: tuple[tuple[float, int], ...]  # (seconds, how many ran at most so long)
     seconds: float  # that the scripts ran, all together
     runs: int  # of those that ran at all
 
 
-NO_TOTALS = Totals(
-    {"success": 0, "fail": 0},
-    tuple((s, 0) for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800)),
-    0.0,
-    0,
-)
+NO_TOTALS = Totals({"success": 0, "fail": 0}, 0.0, 0)
 
 
 def totals_after(totals: Totals, d: Deployment) -> Totals:
@@ -1018,9 +1012,7 @@ def totals_after(totals: Totals, d: Deployment) -> Totals:
     finished = {**totals.finished, d.status: totals.finished.get(d.status, 0) + 1}
     if d.duration is None:  # ended before its script started
         return totals._replace(finished=finished)
-    ran = d.duration
-    buckets = tuple((limit, n + (ran <= limit)) for limit, n in totals.buckets)
-    return Totals(finished, buckets, totals.seconds + ran, totals.runs + 1)
+    return Totals(finished, totals.seconds + d.duration, totals.runs + 1)
 
 
 class Deployments:
@@ -2027,9 +2019,10 @@ class Reporter:
 
 # --- 7. Pages -------------------------------------------------------------------------
 #
-# Pure functions from records to JSON, text, HTML, SVG and metrics. Whatever came
-# from outside (message, author, branch, repo, reason, commit) passes `shown` before
-# a terminal sees it and `safe` before a browser does.
+# Pure functions from records to text, SVG and metrics, and the one static page whose
+# script draws the JSON. Whatever came from outside (message, author, branch, repo,
+# reason, commit) passes `shown` before a terminal sees it; a browser gets it as JSON,
+# and its script makes text nodes of it, never markup.
 
 LABELS = {  # what people read, for what records say
     "queued": "queued",
@@ -2037,23 +2030,6 @@ LABELS = {  # what people read, for what records say
     "success": "success",
     "fail": "failed",
 }
-GLYPHS = {"queued": "○", "inprogress": "▶", "success": "✓", "fail": "✗"}  # in titles
-HEADLINES = {
-    "queued": "Waiting to deploy",
-    "inprogress": "Deploying",
-    "success": "The site is live",
-    "fail": "The last deployment failed",
-}
-SGR = {"queued": 90, "inprogress": 36, "success": 32, "fail": 31}  # for ?color
-TEXT_COLUMNS = 80
-HTML_ROWS = 200  # a browser redraws them all at each change; older ones are in ?text
-CHART_RUNS = 60
-CHART_HEIGHT = 48  # px
-# ECMA-48: CSI …, OSC … BEL or ST, DCS/SOS/PM/APC … ST, other two-byte escapes.
-ESCAPES = (
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)"
-    r"|[PX^_][^\x1b]*\x1b\\|[ -/]*[0-~])"
-)
 
 
 def shown(text: str | None) -> str:
@@ -2064,419 +2040,43 @@ def shown(text: str | None) -> str:
     return re.sub(UNSAFE, "?", line.replace("\t", " "))
 
 
-def safe(text: str | None) -> str:
-    """`shown`, for HTML and SVG: elements and quoted attributes."""
-    return html.escape(shown(text))
+def page(root: str) -> str:
+    """The static page; `root`, "./" or "../", leads from its address to the list's."""
+    return PAGE.replace("ROOT", root)
 
 
-def short(commit: str | None) -> str:
-    """The seven characters that people know a commit by."""
-    text = shown(commit)[:7]
-    return text if text.isascii() else "?"
+# Text: what `curl` shows. Times are UTC, and never relative.
 
 
-def ran_for(d: Deployment, now: float) -> float | None:
-    """Seconds from the start of the script to its end, or until now."""
-    if d.status == "inprogress" and d.started_at is not None:
-        return max(0.0, now - d.started_at)
-    return d.duration
-
-
-# Text: what `curl` shows. UTC and no relative times, so that it can be cached.
-
-
-class Columns(typing.NamedTuple):
-    """Widths of the text table's columns, in terminal columns."""
-
-    log: int  # "log/7", which is also the address below this one
-    status: int
-    branch: int  # 0: all are of one branch, which the header names
-    message: int
-
-
-def columns(text: str) -> int:
-    """How many terminal columns `text` takes (UAX #11; combining marks take none)."""
-    if text.isascii():
-        return len(text)
-    import unicodedata  # 1 MB that most sites never need
-
-    wide, category = unicodedata.east_asian_width, unicodedata.category
-    return sum(
-        0 if category(c) in ("Mn", "Me", "Cf") else 1 + (wide(c) in "WF") for c in text
-    )
-
-
-def clip(text: str, width: int) -> str:
-    """`text` in at most `width` terminal columns, with an ellipsis if it was cut."""
-    if text.isascii():
-        return text if len(text) <= width else text[: width - 1] + "…"
-    text = text[: 4 * width]  # a flood of combining marks has no width, but has bytes
-    over = columns(text) - width
-    if over <= 0:
-        return text
-    while over >= 0:
-        over -= columns(text[-1])
-        text = text[:-1]
-    return text + "…"
-
-
-def list_text(ds: typing.Sequence[Deployment], now: float, color: bool = False) -> str:
-    """The deployments as a table of at most 80 columns; `ds` is newest first."""
+def list_text(ds: typing.Sequence[Deployment], now: float) -> str:
+    """The deployments as a table; `ds` is newest first. A terminal wraps it."""
     if not ds:
         return EMPTY_TEXT
-    widths = text_columns(ds)
-    lines = [text_header(ds[0], widths)]
-    for d in ds:
-        lines.append(text_row(d, now, widths, color))
+    rows = [text_row(d, now) for d in ds]
+    widths = [max(map(len, column)) for column in zip(TEXT_HEADER, *rows, strict=True)]
+    widths[-1] = 0  # the message comes last, whole
+    lines = ["  ".join(map(str.ljust, TEXT_HEADER, widths))]
+    for d, row in zip(ds, rows, strict=True):
+        lines.append("  ".join(map(str.ljust, row, widths)).rstrip())
         if d.reason:
-            indent = widths.log + 2
-            reason = clip(shown(d.reason), TEXT_COLUMNS - indent)
-            lines.append(" " * indent + reason)
+            lines.append(" " * (widths[0] + 2) + shown(d.reason))
     return "\n".join(lines) + "\n"
 
 
-def text_columns(ds: typing.Sequence[Deployment]) -> Columns:
-    """The table's widths, as wide as what stands in it."""
-    log = len(f"log/{max(ds[0].number, ds[-1].number)}")
-    status = max(6, *(len(d.status) for d in ds))
-    branches = {d.branch for d in ds}
-    branch = 0
-    if len(branches) > 1:
-        branch = max(6, *(min(12, columns(shown(name))) for name in branches))
-    left = log + 2 + status + 2 + 16 + 2 + 6 + 2 + (branch and branch + 2) + 7 + 2
-    return Columns(log, status, branch, TEXT_COLUMNS - left)
-
-
-def text_header(newest: Deployment, widths: Columns) -> str:
-    """The table's first line."""
-    on = f"{'BRANCH':<{widths.branch}}  "
-    message = "MESSAGE"
-    if not widths.branch:
-        on, message = "", f"MESSAGE on {shown(newest.branch)}"
+def text_row(d: Deployment, now: float) -> tuple[str, ...]:
+    """A deployment's cells; the first is its log's address below this one."""
+    ran = d.duration
+    if d.status == "inprogress" and d.started_at is not None:
+        ran = max(0.0, now - d.started_at)
     return (
-        f"{'':<{widths.log}}  {'STATUS':<{widths.status}}  {'QUEUED (UTC)':<16}  "
-        f"{'TOOK':>6}  {on}COMMIT   {clip(message, widths.message)}"
+        f"log/{d.number}",
+        d.status,
+        time.strftime("%Y-%m-%d %H:%M", time.gmtime(d.queued_at)),
+        "" if ran is None else f"{took(ran):>6}",
+        shown(d.branch),
+        shown(d.commit)[:7],
+        shown(d.message) or f"({shown(d.trigger)})",
     )
-
-
-def text_row(d: Deployment, now: float, widths: Columns, color: bool) -> str:
-    """A deployment's line; its reason, if any, follows on a line of its own."""
-    status = d.status.ljust(widths.status)
-    if color:
-        status = f"\x1b[{SGR[d.status]}m{status}\x1b[0m"
-    queued = time.strftime("%Y-%m-%d %H:%M", time.gmtime(d.queued_at))
-    ran = ran_for(d, now)
-    ran_text = "" if ran is None else took(ran)
-    on = ""
-    if widths.branch:
-        on = clip(shown(d.branch), widths.branch)
-        on += " " * (widths.branch - columns(on) + 2)
-    what = clip(shown(d.message) or f"({shown(d.trigger)})", widths.message)
-    return (
-        f"{f'log/{d.number}':<{widths.log}}  {status}  {queued}  {ran_text:>6}  "
-        f"{on}{short(d.commit):<7}  {what}"
-    )
-
-
-# HTML. Links are relative: boop may live below any path of a reverse proxy. `root`
-# leads from a page to the list: "./", "../". Elements with data-live are what the
-# script replaces, in order, with those of the same page fetched again.
-
-
-def page(
-    title: str, d: Deployment | None, body: str, root: str = "./", said: str = ""
-) -> str:
-    """A whole page; `d` gives it its state, `said` is for the live region."""
-    status = d.status if d else "none"
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f'<title>{title}</title><link rel="icon" href="{favicon(status)}">'
-        f'<link rel="stylesheet" href="{root}boop.css">'
-        f'<script src="{root}boop.js" defer></script></head>'
-        f'<body data-status="{status}" data-said="{said}">{SPRITE}{body}'
-        '<p id="said" class="sr" role="status"></p></body></html>\n'
-    )
-
-
-def favicon(status: str) -> str:
-    """A data: URL of the state's shape in its colour."""
-    color, shape, lines = FAVICONS[status]
-    return (
-        "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'"
-        f"><path fill='%23{color}' d='{shape}'/><path fill='none' stroke='white' "
-        f"stroke-width='2' stroke-linecap='round' d='{lines}'/></svg>"
-    )
-
-
-def icon(status: str) -> str:
-    """The status's shape; the page's SPRITE draws it."""
-    return (
-        f'<svg class="icon {status}" aria-hidden="true"><use href="#{status}"/></svg>'
-    )
-
-
-def moment(t: float, now: float) -> str:
-    """How long ago, with the exact time on hover; the script keeps it current."""
-    exact = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(t))
-    return (
-        f'<time class="ago" datetime="{rfc3339(t)}" title="{exact}">'
-        f"{ago(now - t, exact)}</time>"
-    )
-
-
-def ago(seconds: float, exact: str) -> str:
-    """Just now, 5 min ago, 3 h ago, 2 d ago; from a month on, the date of `exact`."""
-    if seconds < 45:
-        return "just now"
-    units = (5400, 60, "min"), (129600, 3600, "h"), (2592000, 86400, "d")
-    for limit, unit, name in units:
-        if seconds < limit:
-            return f"{max(1, round(seconds / unit))} {name} ago"
-    return exact[:10]
-
-
-def ran_html(d: Deployment, now: float) -> str:
-    """How long the script ran; while it does, the script of the page counts on."""
-    ran = ran_for(d, now)
-    if ran is None:
-        return ""
-    if d.status != "inprogress":
-        return took(ran)
-    return f'<time class="run" datetime="{rfc3339(d.started_at)}">{took(ran)}</time>'
-
-
-def commit_url(repo: str, commit: str | None) -> str | None:
-    """The commit's page on a forge that is known by its host's name.
-
-    https://github.com/ada/site.git, git@gitlab.com:ada/site.git, ssh://git@… alike.
-    """
-    place = re.fullmatch(
-        r"(?:(?:https?|ssh|git)://)?(?:[^@/\s]+@)?([a-z0-9.-]+)(?::\d+/|[:/])"
-        r"([\w.~/-]+?)(?:\.git)?/?",
-        repo,
-        re.ASCII,
-    )
-    if not place or not re.fullmatch("[0-9a-f]{7,64}", commit or ""):
-        return None
-    host, path = place.groups()
-    kind = COMMIT_PAGES.get(host) or COMMIT_PAGES.get(host.partition(".")[0] + ".")
-    return f"https://{host}/{path.strip('/')}{kind}{commit}" if kind else None
-
-
-def commit_html(d: Deployment) -> str:
-    """The short commit, linked to its forge where that is known."""
-    if not d.commit:
-        return ""
-    url = commit_url(d.repo, d.commit)
-    code = f"<code>{html.escape(short(d.commit))}</code>"
-    return f'<a href="{html.escape(url)}">{code}</a>' if url else code
-
-
-def site_name(repo: str) -> str:
-    """https://github.com/ada/site.git -> site"""
-    return shown(repo).rstrip("/").removesuffix(".git").rpartition("/")[2] or "site"
-
-
-def trigger_html(d: Deployment) -> str:
-    """What asked for it; of several pushes, how many."""
-    return f"{d.pushes} pushes" if d.pushes > 1 else safe(d.trigger)
-
-
-def said(d: Deployment) -> str:
-    """What a screen reader says when the state has changed."""
-    reason = f": {safe(d.reason)}" if d.reason else ""
-    return f"Deployment {d.number} {LABELS[d.status]}{reason}"
-
-
-def list_html(ds: typing.Sequence[Deployment], now: float) -> str:
-    """The list page; `ds` is newest first."""
-    if not ds:
-        return page("boop: no deployments yet", None, EMPTY_HTML)
-    d = next((d for d in ds if d.status == "inprogress"), ds[0])
-    several = len({d.repo for d in ds}) > 1
-    name = "boop" if several else html.escape(site_name(d.repo))
-    rows = "".join(row_html(d, now, several) for d in ds[:HTML_ROWS])
-    rest = len(ds) - HTML_ROWS
-    more = f'<p><a href="?text">all as text, {rest} older ones too</a></p>'
-    body = (
-        f'<header><b>{name}</b><span class="by">deployed by boop</span></header>'
-        f"<main data-live>{hero_html(d, ds, now)}"
-        f'<section aria-labelledby="all"><h2 id="all">Deployments</h2>'
-        f'<ol class="rows">{rows}</ol>{more if rest > 0 else ""}</section></main>'
-    )
-    title = f"{GLYPHS[d.status]} {LABELS[d.status]} · {name}"
-    return page(title, d, body, said=said(d))
-
-
-def hero_html(d: Deployment, ds: typing.Sequence[Deployment], now: float) -> str:
-    """The state of the site at a glance, and how the last runs went."""
-    why = f'<p class="why">{safe(d.reason)}</p>' if d.reason else ""
-    return (
-        f'<section class="hero {d.status}" aria-label="State">{icon(d.status)}<div>'
-        f"<h1>{HEADLINES[d.status]}</h1>{why}"
-        f'<p><a href="log/{d.number}">#{d.number}</a> {what_html(d)}</p>'
-        f'<p class="meta">{when_html(d, now)}{still_live_html(d, ds, now)}</p>'
-        f"</div>{chart_html(ds)}</section>"
-    )
-
-
-def what_html(d: Deployment) -> str:
-    """The message's first line, or what stands for it."""
-    return safe(d.message) or f"{safe(d.trigger).capitalize()} of {safe(d.branch)}"
-
-
-def when_html(d: Deployment, now: float) -> str:
-    """How long it has run, or when it ended, or since when it waits."""
-    ran = ran_html(d, now)
-    if d.status == "inprogress":
-        return f"running for {ran}"
-    if d.finished_at is None:
-        return f"queued {moment(d.queued_at, now)}"
-    return f"{moment(d.finished_at, now)}{ran and f', took {ran}'}"
-
-
-def still_live_html(d: Deployment, ds: typing.Sequence[Deployment], now: float) -> str:
-    """A failed build touches nothing: say what the site shows meanwhile."""
-    if d.status == "success":
-        return ""
-    for old in ds:
-        if (old.status, old.repo, old.branch) == ("success", d.repo, d.branch):
-            link = f'<a href="log/{old.number}">#{old.number}</a>'
-            since = moment(old.finished_at or old.queued_at, now)
-            return f" · the site shows {link}, {since}"
-    return ""
-
-
-def row_html(d: Deployment, now: float, several: bool) -> str:
-    """One deployment in the list; `several` repositories need to be told apart."""
-    facts = [
-        html.escape(site_name(d.repo)) if several else "",
-        f"<span>{safe(d.branch)}</span>",
-        commit_html(d),
-        safe(d.author),
-        trigger_html(d),
-    ]
-    why = f'<p class="why">{safe(d.reason)}</p>' if d.reason else ""
-    return (
-        f'<li>{icon(d.status)}<span class="st {d.status}">{LABELS[d.status]}</span>'
-        f'<div><a href="log/{d.number}"><i>#{d.number}</i> {what_html(d)}</a>'
-        f'<p class="meta">{" · ".join(filter(None, facts))}</p>{why}</div>'
-        f'<p class="when">{moment(d.queued_at, now)}<br>'
-        f"<span>{ran_html(d, now)}</span></p></li>"
-    )
-
-
-def chart_html(ds: typing.Sequence[Deployment]) -> str:
-    """The last runs' durations as bars, oldest left; a fail is red and hollow."""
-    finished = [d for d in ds if d.finished_at is not None and d.duration]
-    runs = finished[:CHART_RUNS][::-1]
-    if len(runs) < 2:
-        return ""
-    times = sorted(d.duration or 0.0 for d in runs)
-    scale = CHART_HEIGHT / max(times[-1], 0.001)
-    width = 6 * CHART_RUNS
-    bars = "".join(
-        bar_svg(d, width - 6 * (len(runs) - i), max(3.0, (d.duration or 0.0) * scale))
-        for i, d in enumerate(runs)
-    )
-    return (
-        f'<figure><svg class="chart" viewBox="0 0 {width} {CHART_HEIGHT}" '
-        f'aria-hidden="true">{bars}</svg><figcaption>Last {len(runs)} runs: median '
-        f"{took(times[len(times) // 2])}, longest {took(times[-1])}</figcaption>"
-        "</figure>"
-    )
-
-
-def bar_svg(d: Deployment, x: int, height: float) -> str:
-    """A bar that leads to its log; the keyboard has the list for that."""
-    title = f"#{d.number} {LABELS[d.status]}, {took(d.duration or 0.0)}"
-    return (
-        f'<a href="log/{d.number}" tabindex="-1"><title>{title}</title>'
-        f'<path class="{d.status}" d="M{x + 1}.5 {CHART_HEIGHT - 0.5}v-{height - 1:.1f}'
-        f'h3v{height - 1:.1f}z"/></a>'
-    )
-
-
-def log_html(
-    d: Deployment,
-    older: int | None,
-    newer: int | None,
-    tail: str,
-    more: bool,
-    now: float,
-) -> str:
-    """A log's page. `tail`, for browsers without JavaScript, is cut if `more`."""
-    name = html.escape(site_name(d.repo))
-    cut = f'<a href="{d.number}?text">… the whole log</a>\n' if more else ""
-    plain = html.escape(plain_log(tail))
-    body = (
-        '<a class="skip" href="#log">Skip to the log</a>'
-        f"{log_header(d, older, newer, name, now)}<main>"
-        f"<section data-live>{facts_html(d, now)}</section>"
-        f'<h2 class="sr">Log</h2><div id="log" data-self="{d.number}" tabindex="-1">'
-        f"<noscript><pre>{cut}{plain}</pre></noscript></div>"
-        '</main><button id="end" type="button" hidden>↓ End</button>'
-    )
-    title = f"{GLYPHS[d.status]} #{d.number} {LABELS[d.status]} · {name}"
-    return page(title, d, body, "../", said(d))
-
-
-def plain_log(text: str) -> str:
-    """A log without escapes; of what a carriage return drew over, the last state."""
-    lines = re.sub(ESCAPES, "", text).split("\n")
-    last = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
-    return re.sub(UNSAFE_BUT_LINES, "", last)
-
-
-def log_header(
-    d: Deployment, older: int | None, newer: int | None, name: str, now: float
-) -> str:
-    """What stays in sight: the state, and the ways out."""
-    before = f'<a href="{older}" rel="prev">← #{older}</a>' if older else ""
-    after = f'<a href="{newer}" rel="next">#{newer} →</a>' if newer else ""
-    return (
-        f'<header class="bar" data-live><a href="../">{name}</a>{icon(d.status)}'
-        f"<b>#{d.number} {LABELS[d.status]}</b>"
-        f'<span class="by">{ran_html(d, now)}</span>'
-        f'<nav aria-label="Deployments">{before}{after}'
-        f'<a href="{d.number}?text">text</a></nav></header>'
-    )
-
-
-def facts_html(d: Deployment, now: float) -> str:
-    """What was deployed, why, when, and how it ended."""
-    waited = d.started_at and took(d.started_at - d.queued_at)
-    facts = {
-        "Branch": safe(d.branch),
-        "Commit": commit_html(d),
-        "Author": safe(d.author),
-        "Trigger": safe(d.trigger),
-        "Pushes": str(d.pushes) if d.pushes > 1 else "",
-        "Queued": moment(d.queued_at, now),
-        "Waited": waited or "",
-        "Ran": ran_html(d, now),
-        "Repository": safe(d.repo),
-    }
-    terms = "".join(f"<div><dt>{k}<dd>{v}</div>" for k, v in facts.items() if v)
-    why = f'<p class="why">{safe(d.reason)}</p>' if d.reason else ""
-    rest = (d.message or "").strip().partition("\n")[2].strip().splitlines()
-    lines = "\n".join(safe(line) for line in rest)
-    return (
-        f"<h1>{what_html(d)}</h1>{why}"
-        f"{lines and f'<pre class=rest>{lines}</pre>'}<dl>{terms}</dl>"
-    )
-
-
-def error_html(status: int, phrase: str, why: str, root: str = "./") -> str:
-    """A refusal, for a browser; `root` leads to the list from where it was asked."""
-    body = (
-        f'<header><a href="{root}">boop</a></header><main><section class="hero">'
-        f"<div><h1>{status} {safe(phrase)}</h1><p>{safe(why)}</p>"
-        f'<p><a href="{root}">All deployments</a></p></div></section></main>'
-    )
-    return page(f"{status} {safe(phrase)} · boop", None, body, root)
 
 
 # For programs.
@@ -2506,13 +2106,11 @@ def metrics(
     live = max((d.finished_at or 0.0 for d in ds if d.status == "success"), default=0.0)
     built = f'{{version="{label(version)}",python="{label(python)}"}}'
     finished = {f'{{status="{label(k)}"}}': n for k, n in totals.finished.items()}
-    ran: dict[str, float] = {f'_bucket{{le="{s:g}"}}': n for s, n in totals.buckets}
-    ran['_bucket{le="+Inf"}'] = ran["_count"] = totals.runs
-    ran["_sum"] = totals.seconds
+    ran = {"_sum": totals.seconds, "_count": totals.runs}
     families: tuple[tuple[str, str, str, typing.Mapping[str, float]], ...] = (
         ("build_info", "gauge", "Which boop this is.", {built: 1}),
         ("deployments_total", "counter", "Finished since boop started.", finished),
-        ("deployment_duration_seconds", "histogram", "How long scripts ran.", ran),
+        ("deployment_duration_seconds", "summary", "How long scripts ran.", ran),
         ("queue_length", "gauge", "Waiting their turn.", {"": status.count("queued")}),
         ("running", "gauge", "Running now.", {"": status.count("inprogress")}),
         (
@@ -2534,57 +2132,47 @@ def label(value: str) -> str:
     return shown(value).replace("\\", "\\\\").replace('"', '\\"')
 
 
-UNSAFE_BUT_LINES = UNSAFE.replace(r"\x00-\x1f", r"\x00-\x08\x0b-\x1f")
-COMMIT_PAGES = {  # by host, or by its first label, for those that people run
-    "github.com": "/commit/",
-    "codeberg.org": "/commit/",
-    "gitea.com": "/commit/",
-    "gitlab.com": "/-/commit/",
-    "bitbucket.org": "/commits/",
-    "gitlab.": "/-/commit/",
-    "gitea.": "/commit/",
-    "forgejo.": "/commit/",
-}
-FAVICONS = {  # colour; a shape filled with it; white lines on that
-    "none": ("7a828c", "M8 0a8 8 0 1 0 .1 0z", ""),
-    "queued": ("7a828c", "M8 0a8 8 0 1 0 .1 0z", "M8 4v4l3 2"),
-    "inprogress": ("2f81f7", "M8 0a8 8 0 1 0 .1 0z", "M6.5 5v6L11 8z"),
-    "success": ("1f8b3b", "M8 0a8 8 0 1 0 .1 0z", "M4.5 8.3 7 10.8l4.5-5"),
-    "fail": ("d1242f", "M5 0h6l5 5v6l-5 5H5l-5-5V5z", "m5 5 6 6m0-6-6 6"),
-}
-SPRITE = (  # each state has a shape of its own, not only a colour
-    '<svg class="sprite" width="0" height="0" aria-hidden="true">'
-    '<symbol id="queued" viewBox="0 0 16 16"><circle class="ring" cx="8" cy="8" r="7"/>'
-    '<path class="ring" d="M8 4.5V8l2.5 1.5"/></symbol>'
-    '<symbol id="inprogress" viewBox="0 0 16 16"><circle class="ring dim" '
-    'cx="8" cy="8" r="7"/><path class="ring spin" d="M8 1a7 7 0 0 1 7 7"/>'
-    '<path d="M6.3 5v6l5-3z"/></symbol>'
-    '<symbol id="success" viewBox="0 0 16 16"><circle cx="8" cy="8" r="8"/>'
-    '<path class="cut" d="M4.5 8.3 7 10.8l4.5-5"/></symbol>'
-    '<symbol id="fail" viewBox="0 0 16 16"><path d="M5 0h6l5 5v6l-5 5H5l-5-5V5z"/>'
-    '<path class="cut" d="m5 5 6 6m0-6-6 6"/></symbol></svg>'
-)
+TEXT_HEADER = "", "STATUS", "QUEUED (UTC)", "  TOOK", "BRANCH", "COMMIT", "MESSAGE"
 EMPTY_TEXT = """\
-No deployments yet. To get the first one:
+No deployments yet. Three steps to the first one:
 
-  1. Give boop a secret: BOOP_SECRET, for example from `openssl rand -hex 32`.
-  2. Add a webhook to the repository, on its forge: this address with /deploy,
-     the same secret, content type application/json, push events.
-  3. git push
+  1. Give boop a secret: set `BOOP_SECRET`, for example to what
+     `openssl rand -hex 32` prints.
+  2. On the forge, add a webhook to the site's repository: the URL is
+     this address with `/deploy`, the same secret, content type
+     `application/json`, push events.
+  3. `git push`
 
-Or now, on boop's own machine: boop.py deploy
+Or now, on boop's own machine: `boop.py deploy`
 """
-EMPTY_HTML = """\
-<header><b>boop</b></header><main data-live><section class="hero"><div>
-<h1>No deployments yet</h1><p>Three steps to the first one:</p><ol class="steps">
-<li>Give boop a secret: set <code>BOOP_SECRET</code>, for example to what
-<code>openssl rand -hex 32</code> prints.</li>
-<li>On the forge, add a webhook to the site’s repository: the URL
-<code id="hook">this address with /deploy</code>, the same secret, content type
-<code>application/json</code>, push events.</li>
-<li><code>git push</code></li></ol>
-<p class="meta">Or now, on boop’s own machine: <code>boop.py deploy</code></p>
-</div></section></main>"""
+
+# The page, for the list and for a log. Each state has a shape of its own, not only a
+# colour. Links are relative: boop may live below any path of a reverse proxy.
+PAGE = f"""\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>boop</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="ROOTboop.css?{VERSION}">
+<script src="ROOTboop.js?{VERSION}" defer></script>
+<body data-root="ROOT" data-status="none">
+<svg class="sprite" width="0" height="0" aria-hidden="true">
+<symbol id="queued" viewBox="0 0 16 16"><circle class="ring" cx="8" cy="8" r="7"/>
+<path class="ring" d="M8 4.5V8l2.5 1.5"/></symbol>
+<symbol id="inprogress" viewBox="0 0 16 16">
+<circle class="ring dim" cx="8" cy="8" r="7"/>
+<path class="ring spin" d="M8 1a7 7 0 0 1 7 7"/><path d="M6.3 5v6l5-3z"/></symbol>
+<symbol id="success" viewBox="0 0 16 16"><circle cx="8" cy="8" r="8"/>
+<path class="cut" d="M4.5 8.3 7 10.8l4.5-5"/></symbol>
+<symbol id="fail" viewBox="0 0 16 16"><path d="M5 0h6l5 5v6l-5 5H5l-5-5V5z"/>
+<path class="cut" d="m5 5 6 6m0-6-6 6"/></symbol></svg>
+<header></header>
+<main><noscript><a href="?text">Without JavaScript: plain text</a></noscript></main>
+<p id="said" class="sr" role="status"></p>
+"""
 
 # The pages' looks. Served as boop.css: to change a colour, change it here.
 BOOP_CSS = """\
@@ -2732,17 +2320,39 @@ dd { margin: 0; }
 """
 
 # The pages' behaviour. Served as boop.js. Logs reach the page as text nodes only.
-BOOP_JS = r"""// boop's pages: times, following, the log.
+BOOP_JS = r"""// boop's pages: they draw the JSON that programs get.
+// Whatever a record or a log says becomes text or a checked link, and never markup.
 "use strict";
 (() => {
-const $ = (selector, root = document) => root.querySelector(selector);
+const $ = (selector) => document.querySelector(selector);
 const sleep = ms => new Promise(done => setTimeout(done, ms));
-const log = $("#log"), end = $("#end");
-const here = log ? log.dataset.self : "./";
+const root = document.body.dataset.root;  // leads to the list
+const here = root === "./" ? "" : location.pathname.split("/").pop();  // 7, latest
+const header = $("header"), main = $("main");
 const status = () => document.body.dataset.status;
 const live = () => status() === "queued" || status() === "inprogress";
 
-// Times: the same words as the server's.
+// Elements. Of their attributes and children, what is empty is left out.
+function element(namespace, tag, attributes, ...children) {
+  const made = document.createElementNS(`http://www.w3.org/${namespace}`, tag);
+  for (const [name, value] of Object.entries(attributes ?? {}))
+    if (value) made.setAttribute(name, value);
+  made.append(...children.flat().filter(Boolean));
+  return made;
+}
+const el = (...of) => element("1999/xhtml", ...of);
+const svg = (...of) => element("2000/svg", ...of);
+const icon = status => svg("svg", {class: `icon ${status}`, "aria-hidden": "true"},
+  svg("use", {href: `#${status}`}));
+const joined = parts => parts.filter(Boolean).flatMap((p, i) => i ? [" · ", p] : [p]);
+
+// A text's first line, with "?" for what could fool a reader.
+const shown = text => (text ?? "").trim().split("\n")[0].trimEnd()
+  .replaceAll("\t", " ").replace(UNSAFE, "?");
+const UNSAFE = new RegExp(String.raw`[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f`
+  + String.raw`\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]`, "gu");
+
+// Times
 const took = s => s < 9.95 ? `${Math.max(s, 0).toFixed(1)} s`
   : (s = Math.round(s)) < 60 ? `${s} s`
   : s < 3600 ? `${s / 60 | 0}m ${String(s % 60).padStart(2, 0)}s`
@@ -2754,39 +2364,205 @@ function ago(s, exact) {
     if (s < limit) return `${Math.max(1, Math.round(s / unit))} ${name} ago`;
   return exact.slice(0, 10);
 }
-function tick() {
-  if (document.hidden) return;
-  for (const time of document.querySelectorAll("time")) {
-    const s = (Date.now() - Date.parse(time.dateTime)) / 1000;
-    const text = time.className === "run" ? took(Math.max(0, Math.floor(s)))
-      .replace(".0", "") : ago(s, time.title);
-    if (time.textContent !== text) time.textContent = text;
-  }
+function tick(time) {
+  const s = (Date.now() - Date.parse(time.dateTime)) / 1000;
+  const text = time.className === "run"
+    ? took(Math.max(0, Math.floor(s))).replace(".0", "") : ago(s, time.title);
+  if (time.textContent !== text) time.textContent = text;
+  return time;
+}
+const moment = at => tick(el("time", {class: "ago", datetime: at,
+  title: `${at.slice(0, 19).replace("T", " ")} UTC`}));
+const ran = d => d.status === "inprogress" && d.started_at
+  ? tick(el("time", {class: "run", datetime: d.started_at}))
+  : d.duration !== null && took(d.duration);
+
+// What a record says, in words
+const LABELS = {queued: "queued", inprogress: "in progress", success: "success",
+  fail: "failed"};
+const GLYPHS = {queued: "○", inprogress: "▶", success: "✓", fail: "✗"};
+const HEADLINES = {queued: "Waiting to deploy", inprogress: "Deploying",
+  success: "The site is live", fail: "The last deployment failed"};
+const label = d => `#${d.number} ${LABELS[d.status]}`;
+const siteName = d =>  // https://github.com/ada/site.git -> site
+  shown(d.repo).replace(/\/+$/, "").replace(/\.git$/, "").split("/").pop() || "site";
+function what(d) {
+  const trigger = shown(d.trigger);
+  return shown(d.message)
+    || `${trigger[0].toUpperCase()}${trigger.slice(1)} of ${shown(d.branch)}`;
+}
+const why = d => d.reason && el("p", {class: "why"}, shown(d.reason));
+const to = (d, ...children) => el("a", {href: `log/${d.number}`}, ...children);
+
+// The commit, linked to its page on a forge that is known by its host's name:
+// https://github.com/ada/site.git, git@gitlab.com:ada/site.git, ssh://git@… alike.
+const PLACE = new RegExp(String.raw`^(?:(?:https?|ssh|git)://)?(?:[^@/\s]+@)?`
+  + String.raw`([a-z0-9.-]+)(?::\d+/|[:/])([\w.~/-]+?)(?:\.git)?/?$`);
+const COMMIT_PAGES = [
+  [/^(github\.com|codeberg\.org)$|^(gitea|forgejo)\./, "/commit/"],
+  [/^gitlab\./, "/-/commit/"], [/^bitbucket\.org$/, "/commits/"]];
+function commit(d) {
+  if (!d.commit) return null;
+  const code = el("code", null, shown(d.commit).slice(0, 7));
+  const [, host, path] = PLACE.exec(d.repo) ?? [];
+  const page = COMMIT_PAGES.find(([hosts]) => hosts.test(host ?? ""))?.[1];
+  if (!page || !/^[0-9a-f]{7,64}$/.test(d.commit)) return code;
+  const place = path.replace(/^\/+|\/+$/g, "");
+  return el("a", {href: `https://${host}/${place}${page}${d.commit}`}, code);
 }
 
-// The same page again: its state, without losing place or focus.
+// The list
+const ROWS = 200;  // they are all drawn anew at each change
+function drawList(ds) {
+  const d = ds.find(d => d.status === "inprogress") ?? ds[0];
+  const several = new Set(ds.map(d => d.repo)).size > 1;
+  const name = several ? "boop" : siteName(d);
+  const more = ds.length > ROWS && el("p", null, el("a", {href: "?text"},
+    `all as text, ${ds.length - ROWS} older ones too`));
+  header.replaceChildren(el("b", null, name),
+    el("span", {class: "by"}, "deployed by boop"));
+  main.replaceChildren(hero(d, ds), el("section", {"aria-labelledby": "all"},
+    el("h2", {id: "all"}, "Deployments"),
+    el("ol", {class: "rows"}, ds.slice(0, ROWS).map(d => row(d, several))), more));
+  show(d, `${GLYPHS[d.status]} ${LABELS[d.status]} · ${name}`);
+}
+function hero(d, ds) {
+  const time = ran(d);
+  const when = d.status === "inprogress" ? ["running for ", time]
+    : !d.finished_at ? ["queued ", moment(d.queued_at)]
+    : [moment(d.finished_at), time && `, took ${time}`];
+  return el("section", {class: `hero ${d.status}`, "aria-label": "State"},
+    icon(d.status), el("div", null, el("h1", null, HEADLINES[d.status]), why(d),
+      el("p", null, to(d, `#${d.number}`), ` ${what(d)}`),
+      el("p", {class: "meta"}, when, stillLive(d, ds))), chart(ds));
+}
+function stillLive(d, ds) {  // a failed build touches nothing
+  const old = d.status !== "success" && ds.find(old =>
+    old.status === "success" && old.repo === d.repo && old.branch === d.branch);
+  return old ? [" · the site shows ", to(old, `#${old.number}`), ", ",
+    moment(old.finished_at ?? old.queued_at)] : [];
+}
+function row(d, several) {
+  const facts = [several && siteName(d), el("span", null, shown(d.branch)), commit(d),
+    shown(d.author), d.pushes > 1 ? `${d.pushes} pushes` : shown(d.trigger)];
+  return el("li", null, icon(d.status),
+    el("span", {class: `st ${d.status}`}, LABELS[d.status]),
+    el("div", null, to(d, el("i", null, `#${d.number}`), ` ${what(d)}`),
+      el("p", {class: "meta"}, joined(facts)), why(d)),
+    el("p", {class: "when"}, moment(d.queued_at), el("br"), el("span", null, ran(d))));
+}
+
+// The last runs' durations as bars, oldest left; a fail is red and hollow.
+const RUNS = 60, HEIGHT = 48;  // px
+function chart(ds) {
+  const runs = ds.filter(d => d.finished_at && d.duration).slice(0, RUNS).reverse();
+  if (runs.length < 2) return null;
+  const times = runs.map(d => d.duration).sort((a, b) => a - b);
+  const longest = times.at(-1), median = times[times.length >> 1];
+  const bars = runs.map((d, i) => {
+    const x = 6 * (RUNS - runs.length + i) + 1.5;
+    const up = Math.max(3, d.duration / longest * HEIGHT) - 1;
+    const shape = `M${x} ${HEIGHT - .5}v-${up}h3v${up}z`;
+    const bar = svg("path", {class: d.status, d: shape});
+    const link = {href: `log/${d.number}`, tabindex: "-1"};  // keyboards have the list
+    return svg("a", link, svg("title", null, `${label(d)}, ${took(d.duration)}`), bar);
+  });
+  const caption = `Last ${runs.length} runs: median ${took(median)}, `
+    + `longest ${took(longest)}`;
+  return el("figure", null, svg("svg", {class: "chart", "aria-hidden": "true",
+    viewBox: `0 0 ${6 * RUNS} ${HEIGHT}`}, bars), el("figcaption", null, caption));
+}
+
+// Nothing yet: the text that curl gets, whose `words` are code.
+async function drawEmpty() {
+  const answer = await fetch("?text", {cache: "no-store"});
+  const hook = `\`${new URL("deploy", location)}\``;
+  const text = (await answer.text()).replace("this address with `/deploy`", hook);
+  const code = text => text.split("`").map((part, i) => i % 2 ? el("code", null, part)
+    : part);
+  const [first, steps, ...rest] = text.trim().split("\n\n");
+  const [title, ask] = first.split(/(?<=\.) /);
+  header.replaceChildren(el("b", null, "boop"));
+  main.replaceChildren(el("section", {class: "hero"}, el("div", null,
+    el("h1", null, title.replace(/\.$/, "")), el("p", null, ask),
+    el("ol", {class: "steps"}, steps.trim().split(/\s*\d+\. /).slice(1)
+      .map(step => el("li", null, code(step)))),
+    rest.map(text => el("p", {class: "meta"}, code(text))))));
+  show(null, "boop: no deployments yet");
+}
+
+// A log: what stays in sight, then the facts, then the log itself
+const facts = el("section");
+const log = el("div", {id: "log", tabindex: "-1", "aria-busy": "true"});
+const end = el("button", {id: "end", type: "button"}, "↓ End");
+function frameLog() {
+  header.className = "bar";
+  header.before(el("a", {class: "skip", href: "#log"}, "Skip to the log"));
+  main.replaceChildren(facts, el("h2", {class: "sr"}, "Log"), log);
+  end.hidden = true;
+  main.after(end);
+}
+function drawLog(ds) {  // newest first
+  const at = here === "latest" ? 0 : ds.findIndex(d => String(d.number) === here);
+  const d = ds[at], newer = ds[at - 1], older = ds[at + 1];
+  if (!d) return;  // removed by now: what was drawn stays
+  const name = siteName(d);
+  header.replaceChildren(el("a", {href: root}, name), icon(d.status),
+    el("b", null, label(d)), el("span", {class: "by"}, ran(d)),
+    el("nav", {"aria-label": "Deployments"},
+      older && el("a", {href: `${older.number}`, rel: "prev"}, `← #${older.number}`),
+      newer && el("a", {href: `${newer.number}`, rel: "next"}, `#${newer.number} →`),
+      el("a", {href: `${d.number}?text`}, "text")));
+  const rest = (d.message ?? "").trim().split("\n").slice(1).join("\n").trim();
+  const terms = Object.entries(termsOf(d)).filter(([, value]) => value);
+  facts.replaceChildren(el("h1", null, what(d)), why(d) || "",
+    rest && el("pre", {class: "rest"}, rest.split("\n").map(shown).join("\n")),
+    el("dl", null, terms.map(([name, value]) =>
+      el("div", null, el("dt", null, name), el("dd", null, value)))));
+  show(d, `${GLYPHS[d.status]} ${label(d)} · ${name}`);
+}
+const termsOf = d => ({
+  Branch: shown(d.branch), Commit: commit(d), Author: shown(d.author),
+  Trigger: shown(d.trigger), Pushes: d.pushes > 1 && `${d.pushes}`,
+  Queued: moment(d.queued_at),
+  Waited: d.started_at && took((new Date(d.started_at) - new Date(d.queued_at)) / 1000),
+  Ran: ran(d), Repository: shown(d.repo)});
+
+// The state, where the page's reader is not looking: tab, icon, screen reader
+const ICONS = {  // colour; a shape filled with it; white lines on that
+  none: ["7a828c", "M8 0a8 8 0 1 0 .1 0z", ""],
+  queued: ["7a828c", "M8 0a8 8 0 1 0 .1 0z", "M8 4v4l3 2"],
+  inprogress: ["2f81f7", "M8 0a8 8 0 1 0 .1 0z", "M6.5 5v6L11 8z"],
+  success: ["1f8b3b", "M8 0a8 8 0 1 0 .1 0z", "M4.5 8.3 7 10.8l4.5-5"],
+  fail: ["d1242f", "M5 0h6l5 5v6l-5 5H5l-5-5V5z", "m5 5 6 6m0-6-6 6"]};
+let said;
+function show(d, title) {
+  document.title = title;
+  document.body.dataset.status = d?.status ?? "none";
+  const [color, shape, lines] = ICONS[status()];
+  $("link[rel=icon]").href = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'"
+    + ` viewBox='0 0 16 16'><path fill='%23${color}' d='${shape}'/><path fill='none' `
+    + `stroke='white' stroke-width='2' stroke-linecap='round' d='${lines}'/></svg>`;
+  const reason = d?.reason ? `: ${shown(d.reason)}` : "";
+  const says = d && `Deployment ${d.number} ${LABELS[d.status]}${reason}`;
+  if (said !== undefined && said !== says) $("#said").textContent = says ?? "";
+  said = says;
+}
+
+// Fetch and draw again, without losing place or focus.
 async function refresh() {
-  const answer = await fetch(here, {headers: {Accept: "text/html"}, cache: "no-cache"});
+  const asked = {headers: {Accept: "application/json"}, cache: "no-store"};
+  const answer = await fetch(root, asked);
   if (!answer.ok) throw Error(answer.status);
-  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const {deployments} = await answer.json();
   const focus = document.activeElement?.getAttribute("href");
   const within = document.activeElement?.closest(".rows") ? ".rows " : "";
-  const fresh = page.querySelectorAll("[data-live]");
-  document.querySelectorAll("[data-live]").forEach((old, i) =>
-    fresh[i] && old.replaceWith(document.importNode(fresh[i], true)));
+  if (here) drawLog(deployments);
+  else if (deployments.length) drawList(deployments);
+  else await drawEmpty();
   if (focus && document.activeElement === document.body)
     $(`${within}a[href="${CSS.escape(focus)}"]:not([tabindex])`)
       ?.focus({preventScroll: true});
-  document.title = page.title;
-  $("link[rel=icon]").href = $("link[rel=icon]", page).href;
-  document.body.dataset.status = page.body.dataset.status;
-  if (document.body.dataset.said !== page.body.dataset.said)
-    $("#said").textContent = document.body.dataset.said = page.body.dataset.said;
-  tick();
-  hook();
-}
-function hook() {
-  if ($("#hook")) $("#hook").textContent = new URL("deploy", location);
 }
 
 // Follow a stream until over() says so; boop's restarts are waited out.
@@ -2955,7 +2731,6 @@ function startLog() {
   let seen = 0;  // bytes; a second connection starts from the log's beginning again
   stuck = live() && !location.hash;
   aim = location.hash.slice(1);
-  log.replaceChildren();
   addEventListener("scroll", scrolled, {passive: true});
   addEventListener("hashchange", mark);
   new ResizeObserver(grown).observe(log);
@@ -2969,22 +2744,27 @@ function startLog() {
     mark();
     scrollTo(0, y);
   };
-  follow(`${here}?follow`, async (bytes, at) => {
+  return follow(`${here}?follow`, async (bytes, at) => {
     const fresh = bytes.subarray(Math.min(bytes.length, Math.max(0, seen - at)));
     seen += fresh.length;
     if (status() === "queued") refresh().catch(() => {});
     await feed(utf8.decode(fresh, {stream: true}));
   }, async () => {
     if (live()) await refresh();
+    if (!live()) log.removeAttribute("aria-busy");
     return !live();
   });
 }
 
-hook();
-tick();
-setInterval(tick, 1000);
-if (log) startLog();
-else if ($("main[data-live]")) follow("?follow", refresh, () => false);
+async function start() {
+  if (here) frameLog();
+  while (!await refresh().then(() => true, () => false)) await sleep(2000);
+  if (here) startLog();
+  else follow("?follow", refresh, () => false);
+}
+setInterval(() => document.hidden
+  || document.querySelectorAll("time").forEach(tick), 1000);
+start();
 })();
 """
 
@@ -3304,7 +3084,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if form == JSON:
             body = json.dumps({"deployments": [as_json(d) for d in newest]}) + "\n"
         elif form == HTML:
-            body = list_html(newest, now)
+            body = page("./")
         else:
             body = list_text(newest, now)
         self._page(Page(body.encode("utf-8", "replace"), form))
@@ -3324,27 +3104,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif form == JSON:
             self._page(Page(json.dumps(as_json(deployment)).encode() + b"\n", JSON))
         elif form == HTML:
-            self._page(self._log_page(deployment, newest))
+            self._page(Page(page("../").encode(), HTML))
         else:
             self._log_text(deployment)
-
-    def _log_page(self, deployment: Deployment, newest: list[Deployment]) -> Page:
-        numbers = [d.number for d in newest]
-        newer = min((n for n in numbers if n > deployment.number), default=None)
-        older = max((n for n in numbers if n < deployment.number), default=None)
-        tail, more = b"", False
-        try:
-            path = self.site.deployments.log_path(deployment.number)
-            with open(path, "rb") as log:
-                size = os.fstat(log.fileno()).st_size
-                more = size > PIPE_BYTES
-                log.seek(max(0, size - PIPE_BYTES))
-                tail = log.read(PIPE_BYTES)
-        except FileNotFoundError:
-            pass
-        text = tail.decode("utf-8", "replace")
-        page = log_html(deployment, older, newer, text, more, time.time())
-        return Page(page.encode("utf-8", "replace"), HTML)
 
     def _log_text(self, d: Deployment) -> None:
         """The log so far, as it is: sendfile(2) from the page cache to the socket."""
@@ -3436,11 +3198,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._page(Page(text.encode(), f"{TEXT}; version=0.0.4", cache="no-store"))
 
     def _asset(self, kind: str) -> None:
-        """GET /boop.css, /boop.js: asked for again after an upgrade, by the ETag."""
-        if kind == "css":
-            self._page(Page(BOOP_CSS.encode(), "text/css", f'"{VERSION}"'))
-        else:
-            self._page(Page(BOOP_JS.encode(), "text/javascript", f'"{VERSION}"'))
+        """GET /boop.css, /boop.js: never changed, as their address has the version."""
+        css = kind == "css"
+        text, media = (BOOP_CSS, "css") if css else (BOOP_JS, "javascript")
+        cache = "max-age=31536000, immutable"
+        self._page(Page(text.encode(), f"text/{media}", cache=cache))
 
     # http.server's own words, in our ways.
 
