@@ -12,11 +12,11 @@ The way of a push, left to right, and the thread that each part runs in:
                                                                             |
     curl, browser <-- Handler: list, log, ?follow (its own) <---------------+
 
-Threads: *main* accepts connections and minds signals and timers; each connection has
-one of its own, for its one request; *runner* runs the script; *catch-up* asks git for
-the branch's tip, and ends; *reporter* talks to GitHub and to BOOP_NOTIFY (only where
-one of them is set). A connection's thread or the runner may ask git, too, where a
-request by hand needs to know the branch or its tip: one at a time (Origin).
+Threads: *main* accepts connections, minds signals, and tells systemd that all is well;
+each connection has one of its own, for its one request; *runner* runs the script;
+*catch-up* asks git for the branch's tip; *reporters* talk to GitHub and to BOOP_NOTIFY
+(only where one of them is set). A connection's thread or the runner may ask git, too,
+where a request by hand needs to know the branch or its tip: one at a time (Origin).
 
 The rooms, top to bottom; each uses only the rooms above it:
 
@@ -229,13 +229,6 @@ class Settings(typing.NamedTuple):
     notify: str
     password: Secret
     repo_user: Secret = Secret()  # user[:password] of the repository's URL
-
-    @property
-    def full_repo(self) -> str:
-        """The repository's URL as it was set: for the script, never to be shown."""
-        if not self.repo_user:
-            return self.repo
-        return self.repo.replace("://", f"://{self.repo_user}@", 1)
 
     def web(self, path: str) -> str:
         """A link below BOOP_URL for statuses and notifications; "" without one."""
@@ -1389,7 +1382,8 @@ def _end_group(leader: int, signum: int) -> None:
 class Origin:
     """What boop knows of the configured repository, and how it looks for more.
 
-    Any thread may call; looks are made one after the other.
+    Any thread may call; looks are made one after the other. run is the catch-up
+    thread, in which missed pushes are caught (promise 4).
     """
 
     def __init__(
@@ -1398,8 +1392,8 @@ class Origin:
         self._settings, self._environ = settings, environ
         self._deployments = deployments
         self._lock = threading.Lock()  # held while git is asked; Deployments' is inside
-        self._head = ""
-        self._trouble = ""
+        self._asked = threading.Event()  # to look now
+        self._head = self._trouble = ""
         self._git: subprocess.Popen[bytes] | None = None
         self._stopped = False
         self.wake: typing.Callable[[], None] = lambda: None  # something is queued
@@ -1407,35 +1401,62 @@ class Origin:
     def head(self) -> str:
         """The repository's default branch, asked for once; "" where unknown."""
         if self._settings.repo and not self._head:
-            with self._lock:
-                if not self._head:
-                    self._ask("")
+            self.tip("")
         return self._head
 
     def tip(self, branch: str) -> str:
-        """The branch's tip now; "" where unknown."""
-        with self._lock:
-            return self._ask(branch)
+        """The tip of the branch, or of the default one, now; "" where unknown.
 
-    def catch_up(self, trigger: str) -> bool:
-        """Deploys the branch's tip if it was missed (promise 4). Raises nothing.
-
-        False: the repository is out of reach, or the disk is full; ask again.
+        Trouble is said when it begins, when it changes, and when it ends.
         """
+        repo, trouble, tip = self._settings.repo, "", ""
         with self._lock:
-            tip = self._ask(self._settings.branch)
-            branch = self._settings.branch or self._head
-            if not tip:
-                return not self._trouble.startswith("cannot")
-            if not branch:
-                say("the repository's HEAD is on no branch: set BOOP_BRANCH", WARNING)
-                return True
-            push = Push(self._settings.repo, branch, tip, trigger=trigger)
             try:
-                missed = self._deployments.catch_up(push)
+                head, tip = self._ls_remote(branch)
+                self._head = head or self._head
+                if not tip:
+                    trouble = f"{repo} has no branch {branch or 'yet'}"
             except OSError as error:
-                say(f"{trigger}: cannot record {tip[:8]}: {error.strerror}", ERROR)
-                return False
+                trouble = f"cannot look at {repo}: {error.strerror}"
+            if trouble != self._trouble and not self._stopped:
+                priority = WARNING if trouble else INFO
+                say(trouble or f"{repo} can be reached again", priority)
+            self._trouble = trouble
+        return tip
+
+    def look(self) -> None:
+        """Asks the catch-up thread to look at once."""
+        self._asked.set()
+
+    def run(self) -> None:
+        """The catch-up thread: a look at the tip, at start, when asked to, and every
+        BOOP_POLL seconds; sooner, and ever less often, where the last one failed."""
+        trigger, pause, poll = "catch-up", RETRY_S, self._settings.poll
+        while not self._stopped:
+            self._asked.clear()
+            if self._catch_up(trigger):
+                pause, seconds = RETRY_S, poll or None
+            else:
+                seconds = min(pause, poll or pause)
+                pause = min(2 * pause, MAX_RETRY_S)
+            asked = self._asked.wait(seconds)
+            trigger = "catch-up" if asked or not poll else "poll"
+
+    def _catch_up(self, trigger: str) -> bool:
+        """Deploys the branch's tip if it was missed. False: look again soon."""
+        tip = self.tip(self._settings.branch)
+        branch = self._settings.branch or self._head
+        if not tip:
+            return not self._trouble.startswith("cannot")
+        if not branch:
+            say("the repository's HEAD is on no branch: set BOOP_BRANCH", WARNING)
+            return True
+        push = Push(self._settings.repo, branch, tip, trigger=trigger)
+        try:
+            missed = self._deployments.catch_up(push)
+        except OSError as error:
+            say(f"{trigger}: cannot record {tip[:8]}: {error.strerror}", ERROR)
+            return False
         if missed:
             say(f"{trigger}: {branch} is at {tip[:8]}: queued as {missed.number}")
             self.wake()
@@ -1444,24 +1465,9 @@ class Origin:
     def stop(self) -> None:
         """Ends the git that is under way, and asks no more."""
         self._stopped = True
-        git = self._git
-        if git and git.returncode is None:
-            _end_group(git.pid, signal.SIGKILL)
-
-    def _ask(self, branch: str) -> str:
-        """The tip; trouble is said when it begins, when it changes, when it ends."""
-        repo, trouble, tip = self._settings.repo, "", ""
-        try:
-            head, tip = self._ls_remote(branch)
-            self._head = head or self._head
-            if not tip:
-                trouble = f"{repo} has no branch {branch or 'yet'}"
-        except OSError as error:
-            trouble = f"cannot look at {repo}: {error.strerror}"
-        if trouble != self._trouble and not self._stopped:
-            say(trouble or f"{repo} can be reached again", WARNING if trouble else INFO)
-        self._trouble = trouble
-        return tip
+        self._asked.set()
+        if self._git and self._git.returncode is None:
+            _end_group(self._git.pid, signal.SIGKILL)
 
     def _ls_remote(self, branch: str) -> tuple[str, str]:
         """The repository's (default branch, tip of the branch), "" where there is none.
@@ -1483,16 +1489,14 @@ class Origin:
         return head, refs.get(f"refs/heads/{branch}" if branch else "HEAD", "")
 
     def _run_git(self, names: list[str]) -> tuple[int, bytes, bytes]:
-        repo = self._settings.repo
-        local = repo.startswith(("/", "file://"))  # may be another user's: trust
-        as_owner = (
-            ["--upload-pack=git -c safe.directory=* upload-pack"] if local else []
-        )
+        repo, as_owner = self._settings.repo, []
+        if repo.startswith(("/", "file://")):  # it may be another user's: trust it
+            as_owner = ["--upload-pack=git -c safe.directory=* upload-pack"]
         env = child_environment(self._settings, self._environ)
         env["GIT_TERMINAL_PROMPT"] = "0"  # nobody is there to answer
         env.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
         try:
-            git = self._git = subprocess.Popen(
+            self._git = subprocess.Popen(
                 ["git", "ls-remote", "--symref", *as_owner, "--", repo, *names],
                 env=env,
                 stdin=subprocess.DEVNULL,
@@ -1502,15 +1506,14 @@ class Origin:
             )
         except OSError as error:
             raise OSError(None, f"cannot run git: {error.strerror}") from None
-        with git:
+        with self._git as git:
             try:
-                out, err = git.communicate(
-                    timeout=0 if self._stopped else GIT_TIMEOUT_S
-                )
+                seconds = 0 if self._stopped else GIT_TIMEOUT_S
+                out, err = git.communicate(timeout=seconds)
+                return git.returncode, out, err
             except subprocess.TimeoutExpired:
                 _end_group(git.pid, signal.SIGKILL)  # ssh and git-remote-https, too
                 raise OSError(None, f"no answer within {GIT_TIMEOUT_S} s") from None
-        return git.returncode, out, err
 
 
 class Log:
@@ -1578,24 +1581,6 @@ class Log:
             say(f"cannot write the deployment's log: {self._lost}", ERROR)
 
 
-class Wake:
-    """An eventfd(2) that poll(2) can wait for; any thread may ring it."""
-
-    def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-    def ring(self) -> None:
-        """Makes fd readable until hear is called."""
-        os.eventfd_write(self.fd, 1)
-
-    def hear(self) -> None:
-        """Takes all rings so far."""
-        try:
-            os.eventfd_read(self.fd)
-        except BlockingIOError:
-            pass
-
-
 class Runner:
     """Runs the script, one deployment after the other, in the thread that calls run.
 
@@ -1603,7 +1588,7 @@ class Runner:
     process group of its own: what ends it, ends all of it, unless a child has made a
     session for itself. It can't be waited for by reading its output to the end (a
     child may hold that open), so poll(2) waits for three things at once: output, the
-    script's end (pidfd_open(2)), and a ring from another thread.
+    script's end (pidfd_open(2)), and a ring from another thread (eventfd(2)).
     """
 
     def __init__(
@@ -1618,139 +1603,139 @@ class Runner:
         self._settings, self._environ, self._clock = settings, environ, clock
         self._deployments, self._origin, self._report = deployments, origin, report
         self._secrets = secrets_of(settings, environ)
-        self._bell = Wake()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stop = self._stop_now = False
-        self._asked = self._heard = 0
-        self.ended: typing.Callable[[], None] = lambda: None
+        self._rung = self._heard = 0
         self.done = threading.Event()
 
     def wake(self) -> None:
         """There may be something to run."""
-        self._bell.ring()
+        os.eventfd_write(self._bell, 1)
 
     def stop(self, now: bool = False) -> None:
         """Ends the running script (now: without waiting for it) and then the thread."""
         self._stop, self._stop_now = True, self._stop_now or now
-        self._bell.ring()
+        self.wake()
 
     def awake(self) -> bool:
         """Did the thread hear the last call? Calls it again. For the watchdog."""
-        heard = self._heard == self._asked and not self.done.is_set()
-        self._asked += 1
-        self._bell.ring()
+        heard = self._heard == self._rung and not self.done.is_set()
+        self._rung += 1
+        self.wake()
         return heard
 
     def run(self) -> None:
-        """The thread: until stop; then done is set, and ended called."""
+        """The thread: until stop; then done is set."""
         try:
             self._end_orphans(self._deployments.unfinished)
             while not self._stop:
                 deployment = self._deployments.start()
                 if deployment:
-                    self._report(self._deploy(deployment))
+                    self._deploy(deployment)
                 else:
-                    select.select([self._bell.fd], [], [])
+                    select.select([self._bell], [], [])
                     self._hear()
-        except Exception as error:  # noqa: BLE001  the thread's edge: say it, and let boop fail
+        except Exception as error:  # noqa: BLE001  the thread's edge
             say(f"the runner ended: {type(error).__name__}: {error}", ERROR)
         finally:
             self.done.set()
-            self.ended()
 
     def _hear(self) -> None:
-        self._bell.hear()
-        self._heard = self._asked
+        os.eventfd_read(self._bell)
+        self._heard = self._rung
 
-    def _deploy(self, deployment: Deployment) -> Deployment:
-        """One deployment, from its first line in the log to its record."""
-        begun, number = self._clock(), deployment.number
+    def _deploy(self, d: Deployment) -> None:
+        """One deployment, from the start of its script to its record."""
+        begun = self._clock()
+        if d.repo == self._settings.repo and (d.exact or not d.commit):
+            tip = self._origin.tip(d.branch) or None
+            d = self._deployments.note(d.number, tip=tip, commit=d.commit or tip)
+        script, why = self._start(d)
         log = Log(
-            self._deployments.log_path(number),
+            self._deployments.log_path(d.number),
             self._settings.log_limit,
             Mask(self._secrets),
             self._deployments.tell,
         )
-        log.line(_first_line(deployment))
-        by_hand = deployment.trigger == "manual" or deployment.exact
-        if by_hand and deployment.repo == self._settings.repo:
-            tip = self._origin.tip(deployment.branch) or None
-            commit = deployment.commit or tip
-            deployment = self._deployments.note(number, tip=tip, commit=commit)
-        reason = self._script(deployment, log)
+        log.line(_first_line(d))
+        say(_first_line(d))
+        self._report(d)
+        reason = self._watch(script, log) if script else why
         seconds = self._clock() - begun
         outcome = f"fail after {took(seconds)}: {reason}" if reason else ""
         outcome = outcome or f"success in {took(seconds)}"
         log.end(outcome)
-        finished = self._deployments.finish(number, reason, seconds)
-        say(f"deployment {number}: {outcome}", NOTICE if reason else INFO)
-        return finished
+        finished = self._deployments.finish(d.number, reason, seconds)
+        say(f"deployment {d.number}: {outcome}", NOTICE if reason else INFO)
+        self._report(finished)
 
-    def _script(self, deployment: Deployment, log: Log) -> str | None:
-        """Runs the script; why it failed, or None."""
+    def _start(self, d: Deployment) -> tuple[subprocess.Popen[bytes] | None, str]:
+        """Starts the script; without one, why not."""
         if self._stop:
-            return STOPPED
+            return None, STOPPED
         work = os.path.join(self._deployments.folder, "work")
         try:
             os.makedirs(work, exist_ok=True)
-            script = subprocess.Popen(
+            return subprocess.Popen(
                 [self._settings.script],
                 cwd=work,
-                env=script_environment(self._settings, self._environ, deployment),
+                env=script_environment(self._settings, self._environ, d),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 bufsize=0,
                 start_new_session=True,
-            )
+            ), ""
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or str(error)
-            return f"cannot run {self._settings.script}: {why}"
-        try:  # the script is under way: now the rest of what its start means
-            self._report(self._deployments.note(deployment.number))
-            say(_first_line(deployment))
-            why_ended = self._watch(script, log)
-        finally:
-            assert script.stdout
-            _end_group(script.pid, signal.SIGKILL)  # what it left running, too
-            script.wait()
-        self._drain(script.stdout.fileno(), log)
-        script.stdout.close()
-        return why_ended or _exit_reason(script.returncode)
+            return None, f"cannot run {self._settings.script}: {why}"
 
     def _watch(self, script: subprocess.Popen[bytes], log: Log) -> str | None:
-        """Until the script has ended: its output into the log. Why boop ended it, or
-        None. Once told to end, it is over when nobody holds its output any more."""
-        assert script.stdout
-        pipe = script.stdout.fileno()
-        os.set_blocking(pipe, False)
-        try:
-            ended = os.pidfd_open(script.pid)
-        except OSError as error:
-            return f"cannot watch the script: {error.strerror}"
-        poll = select.poll()
-        waiting = {pipe, ended}
-        for fd in (pipe, ended, self._bell.fd):
+        """The script's life: its output into the log. Why it failed, or None."""
+        with script:
+            assert script.stdout
+            pipe, ended = script.stdout.fileno(), -1
+            os.set_blocking(pipe, False)
+            try:
+                ended = os.pidfd_open(script.pid)
+                why = self._wait(script.pid, ended, pipe, log)
+            except OSError as error:
+                why = f"cannot watch the script: {error.strerror}"
+            finally:
+                _end_group(script.pid, signal.SIGKILL)  # what it left running, too
+                if ended >= 0:
+                    os.close(ended)
+            status = script.wait()
+            # What it wrote before it ended: no more than a pipe holds, as one who has
+            # left the group may hold it, and write, for ever.
+            left = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
+            while left > 0 and (got := self._read(pipe, log)):
+                left -= got
+        return why or _exit_reason(status)
+
+    def _wait(self, leader: int, ended: int, pipe: int, log: Log) -> str | None:
+        """Until the script has ended. Why boop ended it, or None. Once told to end, it
+        is over when nobody holds its output any more."""
+        poll, waiting = select.poll(), {pipe, ended}
+        for fd in (pipe, ended, self._bell):
             poll.register(fd, select.POLLIN)
         why, deadline = None, self._clock() + self._settings.timeout
-        try:
-            while ended in waiting or (why and pipe in waiting):
-                left = deadline - self._clock()
-                if self._stop_now or (why and left <= 0):
-                    return why or STOPPED
-                if not why and (self._stop or left <= 0):
-                    limit = f"timed out after {self._settings.timeout} s"
-                    why = STOPPED if self._stop else limit
-                    _end_group(script.pid, signal.SIGTERM)
-                    deadline = self._clock() + GRACE_S
-                    continue
-                for fd, _ in poll.poll(min(left, 86400) * 1000 + 1):
-                    if fd == self._bell.fd:
-                        self._hear()
-                    elif fd == ended or not self._read(pipe, log):
-                        waiting.discard(fd)
-                        poll.unregister(fd)
-        finally:
-            os.close(ended)
+        while ended in waiting or (why and pipe in waiting):
+            left = deadline - self._clock()
+            if self._stop_now or (why and left <= 0):
+                return why or STOPPED
+            if not why and (self._stop or left <= 0):
+                limit = f"timed out after {self._settings.timeout} s"
+                why = STOPPED if self._stop else limit
+                _end_group(leader, signal.SIGTERM)
+                deadline = self._clock() + GRACE_S
+                continue
+            for fd, _ in poll.poll(min(left, 86400) * 1000 + 1):
+                if fd == self._bell:
+                    self._hear()
+                elif fd == ended or not self._read(pipe, log):
+                    waiting.discard(fd)
+                    poll.unregister(fd)
         return why
 
     def _read(self, pipe: int, log: Log) -> int:
@@ -1762,37 +1747,25 @@ class Runner:
         log.output(data)
         return len(data)
 
-    def _drain(self, pipe: int, log: Log) -> None:
-        """Takes what the script wrote before it ended: no more than a pipe holds, as
-        one who has left the group may hold it, and write, for ever."""
-        left = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
-        while left > 0 and (got := self._read(pipe, log)):
-            left -= got
-
     def _end_orphans(self, numbers: tuple[int, ...]) -> None:
         """Ends what is left of scripts that a killed boop was running: SIGTERM, and
         SIGKILL GRACE_S later. Known by their environment, proc(5), so that there is no
-        moment at which a script runs and is not known."""
+        moment at which a script runs and is not known. Looks until two looks have
+        found none: a process in the middle of exec(2) has no environment."""
         state = f"BOOP_STATE={self._settings.state}".encode()
         marks = {f"BOOP_NUMBER={number}".encode() for number in numbers}
-        deadline, signum = self._clock() + GRACE_S, signal.SIGTERM
-        seen: set[int] = set()
-        quiet = 0
-        while (
-            marks and quiet < 2
-        ):  # in the middle of exec(2) a process has no environment
+        deadline, told, quiet = self._clock() + GRACE_S, set[int](), 0
+        while marks and quiet < 2:
+            late = self._stop_now or self._clock() > deadline
             orphans = set(_having(state, marks))
-            quiet = 0 if orphans else quiet + 1
-            late = self._clock() > deadline or self._stop_now
-            if late and signum == signal.SIGTERM:
-                signum, seen = signal.SIGKILL, set()
-            for pid in orphans - seen:
+            for pid in orphans if late else orphans - told:
                 say(f"ending process {pid}, left by a killed boop", NOTICE)
                 try:
-                    os.kill(pid, signum)
+                    os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
                 except (ProcessLookupError, PermissionError):
                     pass
-            seen |= orphans
+            told |= orphans
+            quiet = 0 if orphans else quiet + 1
             time.sleep(0.02)
 
 
@@ -1800,51 +1773,17 @@ def script_environment(
     settings: Settings, environ: Environ, deployment: Deployment
 ) -> dict[str, str]:
     """What the script is told: deploy.sh's head and README list it."""
-    configured = (
-        deployment.repo == settings.repo
-    )  # it may have been another when queued
     return {
         **child_environment(settings, environ),
         "BOOP_NUMBER": str(deployment.number),
         "BOOP_TRIGGER": deployment.trigger,
-        "BOOP_REPO": settings.full_repo if configured else deployment.repo,
+        "BOOP_REPO": deployment.repo,
         "BOOP_BRANCH": deployment.branch,
         "BOOP_COMMIT": deployment.commit or "",
         "BOOP_EXACT": "1" if deployment.exact else "",
         "BOOP_MESSAGE": deployment.message or "",
         "BOOP_AUTHOR": deployment.author or "",
     }
-
-
-def run_notify(program: str, env: dict[str, str], timeout: float) -> str | None:
-    """Runs BOOP_NOTIFY; why it failed, with its first words, or None."""
-    try:
-        child = subprocess.Popen(
-            [program],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except (OSError, ValueError) as error:
-        return f"cannot be run: {error}"
-    words, deadline = b"", time.monotonic() + timeout
-    with child:
-        assert child.stdout
-        while select.select(
-            [child.stdout], [], [], max(0, deadline - time.monotonic())
-        )[0]:
-            part = os.read(child.stdout.fileno(), PIPE_BYTES)
-            if not part:
-                break
-            words = (words + part)[:PIPE_BYTES]
-        try:
-            why = _exit_reason(child.wait(max(0, deadline - time.monotonic())))
-        except subprocess.TimeoutExpired:
-            why = f"timed out after {timeout} s"
-            _end_group(child.pid, signal.SIGKILL)
-    return why and f"{why}: {one_line(words.decode('utf-8', 'replace'), 300)}"
 
 
 def _having(state: bytes, marks: set[bytes]) -> typing.Iterator[int]:
@@ -1879,10 +1818,6 @@ def _exit_reason(status: int) -> str | None:
 # --- 6. Reporting ---------------------------------------------------------------------
 
 
-if typing.TYPE_CHECKING:
-    Reports = queue.SimpleQueue[Deployment | None]  # None is the last
-
-
 class Reporter:
     """Tells GitHub, Gitea or Forgejo, and BOOP_NOTIFY, how deployments go.
 
@@ -1900,7 +1835,7 @@ class Reporter:
     ) -> None:
         self._settings, self._environ = settings, environ
         self._deployments = deployments
-        self._pause = threading.Event()
+        self._closing = threading.Event()
         self._lines: list[tuple[Reports, threading.Thread]] = []
         if settings.github_token:
             self._open(self._status)
@@ -1909,9 +1844,8 @@ class Reporter:
 
     def _open(self, tell: typing.Callable[[Deployment], None]) -> None:
         reports: Reports = queue.SimpleQueue()
-        thread = threading.Thread(
-            target=self._run, args=(reports, tell), name="reporter", daemon=True
-        )
+        args = (reports, tell)
+        thread = threading.Thread(target=self._run, args=args, daemon=True)
         thread.start()
         self._lines.append((reports, thread))
 
@@ -1922,8 +1856,8 @@ class Reporter:
 
     def close(self) -> None:
         """Ends the threads after what they have at hand, at most a moment later."""
-        self._pause.set()
-        deadline = time.monotonic() + DRAIN_S
+        self._closing.set()
+        deadline = time.monotonic() + CLOSE_S
         for reports, _ in self._lines:
             reports.put(None)
         for _, thread in self._lines:
@@ -1942,17 +1876,8 @@ class Reporter:
     def _status(self, d: Deployment) -> None:
         """POST /repos/OWNER/REPO/statuses/SHA; docs.github.com/rest/commits/statuses,
         and the same of Gitea and Forgejo below their /api/v1."""
-        name = d.full_name
-        if not name and (
-            url := re.search(r"(?:://.+/|@.+:)(.+?/.+?)(?:\.git)?/?$", d.repo)
-        ):
-            name = full_name(url[1])
-        if not name:  # a path: but a push may have said it
-            all_of_it = (
-                x for x in self._deployments.newest_first() if x.repo == d.repo
-            )
-            name = next((x.full_name for x in all_of_it if x.full_name), None)
-        if not self._settings.github_token or not d.commit or not name:
+        name = d.full_name or self._full_name(d.repo)
+        if not d.commit or not name:
             return
         state = {"success": "success", "fail": "failure"}.get(d.status, "pending")
         words = {"inprogress": "deploying", "success": "deployed"}
@@ -1963,7 +1888,16 @@ class Reporter:
         api = self._settings.github_api.rstrip("/")
         self._post(f"{api}/repos/{name}/statuses/{d.commit}", json.dumps(body).encode())
 
+    def _full_name(self, repo: str) -> str | None:
+        """owner/repository, from its URL; a path's, as the last push said it."""
+        url = re.search(r"(?:://.+/|@.+:)(.+?/.+?)(?:\.git)?/?$", repo)
+        if url and (name := full_name(url[1])):
+            return name
+        said = (d for d in self._deployments.newest_first() if d.repo == repo)
+        return next((d.full_name for d in said if d.full_name), None)
+
     def _post(self, url: str, body: bytes) -> None:
+        """Tries a few times; a redirect is not followed with the token."""
         import importlib
         import urllib.error
 
@@ -1995,26 +1929,55 @@ class Reporter:
                     break  # it will not like it better the next time
             except (OSError, http.client.HTTPException) as error:
                 why = str(getattr(error, "reason", error))
-            if attempt + 1 < self.TRIES and self._pause.wait(2**attempt):
+            if attempt + 1 < self.TRIES and self._closing.wait(2**attempt):
                 break
         say(f"commit status not sent, {url}: {why}", WARNING)
 
     def _notify(self, d: Deployment) -> None:
-        """Runs BOOP_NOTIFY, and says why it failed."""
+        """Runs BOOP_NOTIFY, and says why it failed, with its first words."""
         if not d.finished:
             return
-        url = self._settings.web(f"log/{d.number}")
         more = {
             "BOOP_STATUS": d.status,
             "BOOP_REASON": d.reason or "",
             "BOOP_DURATION": str(d.duration),
             "BOOP_LOG": self._deployments.log_path(d.number),
-            "BOOP_LOG_URL": url,
+            "BOOP_LOG_URL": self._settings.web(f"log/{d.number}"),
         }
-        env = {**script_environment(self._settings, self._environ, d), **more}
-        why = run_notify(self._settings.notify, env, self.NOTIFY_TIMEOUT_S)
+        child = subprocess.Popen(
+            [self._settings.notify],
+            env={**script_environment(self._settings, self._environ, d), **more},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + self.NOTIFY_TIMEOUT_S
+        with child:
+            words = _first_words(child, deadline)
+            try:
+                why = _exit_reason(child.wait(max(0, deadline - time.monotonic())))
+            except subprocess.TimeoutExpired:
+                why = f"timed out after {self.NOTIFY_TIMEOUT_S} s"
+                _end_group(child.pid, signal.SIGKILL)
         if why:
-            say(f"{self._settings.notify}: {why}", WARNING)
+            say(f"{self._settings.notify}: {why}: {one_line(words, 300)}", WARNING)
+
+
+if typing.TYPE_CHECKING:
+    Reports = queue.SimpleQueue[Deployment | None]  # None is the last
+
+
+def _first_words(child: subprocess.Popen[bytes], deadline: float) -> str:
+    """The beginning of its output, read until its end or the deadline."""
+    assert child.stdout
+    words, fd = b"", child.stdout.fileno()
+    while select.select([fd], [], [], max(0, deadline - time.monotonic()))[0]:
+        part = os.read(fd, PIPE_BYTES)
+        if not part:
+            break
+        words = (words + part)[:PIPE_BYTES]
+    return words.decode("utf-8", "replace")
 
 
 # --- 7. Pages -------------------------------------------------------------------------
@@ -3156,8 +3119,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _growth(self, number: int) -> typing.Iterator[None]:
         """Sends what the log has grown by, until its deployment has ended."""
-        at, over = 0, False
-        while not over:
+        at = 0
+        while True:
             deployment = self.site.deployments.get(number)
             over = deployment is None or deployment.finished  # before the last look
             try:
@@ -3167,6 +3130,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                         at += sent
             except FileNotFoundError:
                 pass  # it waits for its turn
+            if over:
+                return
             yield
 
     def _changes(self, count: int) -> typing.Iterator[None]:
@@ -3306,7 +3271,7 @@ class Door:
 
 
 def sd_notify(environ: Environ, **fields: str | int) -> None:
-    """Tells systemd, where it listens; sd_notify(3). Never raises."""
+    """Tells systemd, where it listens; sd_notify(3). Any thread; never raises."""
     path = environ.get("NOTIFY_SOCKET", "")
     if not path:
         return
@@ -3319,6 +3284,16 @@ def sd_notify(environ: Environ, **fields: str | int) -> None:
         say(f"cannot notify systemd: {error.strerror}", WARNING)
 
 
+def watchdog_s(environ: Environ) -> float:
+    """How often systemd wants a sign of life, with room to spare; 0: never.
+
+    Source: sd_watchdog_enabled(3).
+    """
+    mine = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    within = environ.get("WATCHDOG_USEC", "")
+    return int(within) / 3e6 if mine and within.isdecimal() else 0
+
+
 def listen(settings: Settings, environ: Environ) -> socket.socket:
     """The socket that systemd passes, sd_listen_fds(3), or one of our own.
 
@@ -3328,43 +3303,13 @@ def listen(settings: Settings, environ: Environ) -> socket.socket:
         listener = socket.socket(fileno=3)
         os.set_inheritable(3, False)
         return listener
+    where = settings.host, settings.port
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    return socket.create_server(
-        (settings.host, settings.port), family=family, backlog=BACKLOG
-    )
-
-
-class Timers:
-    """When the next look and the next sign of life are due. Without any, main sleeps
-    until somebody comes. One thread."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        environ: Environ,
-        clock: typing.Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._clock = clock
-        watchdog = environ.get("WATCHDOG_USEC", "")
-        mine = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        self._every = {"poll": float(settings.poll)}  # seconds
-        if mine and watchdog.isdecimal():  # sd_watchdog_enabled(3): half of the time
-            self._every["watchdog"] = int(watchdog) / 2e6
-        self._every = {name: s for name, s in self._every.items() if s}
-        self._next = {name: clock() + s for name, s in self._every.items()}
-
-    def wait_ms(self) -> float | None:
-        """Milliseconds for poll(2) until the next is due; None: for ever."""
-        if not self._next:
-            return None
-        return max(0.0, min(self._next.values()) - self._clock()) * 1000 + 1
-
-    def due(self, name: str) -> bool:
-        """Is it time? If so, the next time is set."""
-        if name not in self._next or self._clock() < self._next[name]:
-            return False
-        self._next[name] = self._clock() + self._every[name]
-        return True
+    try:
+        return socket.create_server(where, family=family, backlog=BACKLOG)
+    except OSError as error:
+        why = f"cannot listen on {where[0]} port {where[1]}: {error.strerror}"
+        raise OSError(None, why) from None
 
 
 class Boop:
@@ -3373,11 +3318,10 @@ class Boop:
     def __init__(self, settings: Settings, environ: Environ) -> None:
         """Raises OSError when boop can't serve, with the reason in one line."""
         self._settings, self._environ = settings, environ
-        self._bell = Wake()  # the runner has ended, or there is news for systemd
-        self._signals, signals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._events, self._event = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, lambda *_: None)  # serve reads them off the pipe
-        signal.set_wakeup_fd(signals, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._event, warn_on_full_buffer=False)
         try:
             self._deployments = Deployments(settings.state, settings.keep)
         except OSError as error:
@@ -3388,55 +3332,48 @@ class Boop:
         self._runner = Runner(
             settings, environ, self._deployments, self._origin, self._report
         )
-        self._runner.ended = self._bell.ring
         self._origin.wake = self._runner.wake
-        try:
-            listener = listen(settings, environ)
-        except OSError as error:
-            where = f"{settings.host} port {settings.port}"
-            raise OSError(None, f"cannot listen on {where}: {error.strerror}") from None
         site = Site(
             settings, self._deployments, self._origin, self._runner.wake, self._health
         )
-        self._door = Door(listener, site)
-        self._looking = threading.Lock()  # held by the one catch-up at a time
-        self._look_now = threading.Event()  # for one that waits to try again
-        self._look_for = ""  # the trigger
+        self._door = Door(listen(settings, environ), site)
 
     def serve(self) -> int:
         """The daemon's life: until a signal ends it. The exit status."""
-        poll = select.poll()
-        poll.register(self._door.listener, select.POLLIN)
-        poll.register(self._signals, select.POLLIN)
-        poll.register(self._bell.fd, select.POLLIN)
-        threading.Thread(target=self._runner.run, name="runner", daemon=True).start()
+        poll, listener = select.poll(), self._door.listener.fileno()
+        poll.register(listener, select.POLLIN)
+        poll.register(self._events, select.POLLIN)
+        threading.Thread(target=self._run, name="runner", daemon=True).start()
         self._welcome()
-        self._look("catch-up")
-        timers = Timers(self._settings, self._environ)
+        if self._settings.repo:
+            threading.Thread(
+                target=self._origin.run, name="catch-up", daemon=True
+            ).start()
+        every, alive = watchdog_s(self._environ), time.monotonic()
         while True:
-            for fd, _ in poll.poll(timers.wait_ms()):
-                if fd == self._door.listener.fileno():
-                    self._door.accept()
-                elif fd == self._bell.fd:
-                    self._bell.hear()
-                    sd_notify(self._environ, STATUS=self._status())
-                elif self._signalled():
-                    return self._end()
+            ready = [fd for fd, _ in poll.poll(every * 1000 or None)]
+            if listener in ready:
+                self._door.accept()
+            if self._events in ready and self._signalled():
+                return self._end()
             if self._runner.done.is_set():
                 say("the runner is gone, and so boop ends", ERROR)
                 return 1
-            if timers.due("poll"):
-                self._look("poll")
-            if timers.due("watchdog") and self._runner.awake():
+            if every and time.monotonic() - alive >= every and self._runner.awake():
                 sd_notify(self._environ, WATCHDOG=1)
+                alive = time.monotonic()
+
+    def _run(self) -> None:
+        self._runner.run()
+        os.write(self._event, b"\0")  # which is no signal, and wakes serve
 
     def _signalled(self) -> bool:
         """Minds the signals; is it time to end?"""
-        signums = os.read(self._signals, 64)
+        signums = os.read(self._events, 64)
         if signal.SIGHUP in signums:
             now = time.monotonic_ns() // 1000
             sd_notify(self._environ, RELOADING=1, MONOTONIC_USEC=now)
-            self._look("catch-up")
+            self._origin.look()
             sd_notify(self._environ, READY=1)
         asked = signums.count(signal.SIGTERM) + signums.count(signal.SIGINT)
         if asked > 1:
@@ -3447,13 +3384,13 @@ class Boop:
         """Takes no more requests, ends the script, lets everyone have the end."""
         sd_notify(self._environ, STOPPING=1, STATUS="stopping")
         say("stopping")
+        self._door.accept()  # those who came before
         self._door.listener.close()
         self._runner.stop()
         self._origin.stop()
         while not self._runner.done.is_set():
-            ready, _, _ = select.select([self._signals, self._bell.fd], [], [])
-            self._bell.hear()
-            if self._signals in ready and self._signalled():
+            select.select([self._events], [], [])
+            if self._signalled():
                 self._runner.stop(now=True)
         self._deployments.close()
         self._door.drain()
@@ -3463,7 +3400,7 @@ class Boop:
     def _report(self, deployment: Deployment) -> None:
         """A deployment has started or ended: the runner says so."""
         self._reporter.report(deployment)
-        self._bell.ring()
+        sd_notify(self._environ, STATUS=self._status())
 
     def _status(self) -> str:
         """What `systemctl status` shows."""
@@ -3477,35 +3414,7 @@ class Boop:
 
     def _health(self) -> str:
         """Why boop can't do its work, or ""."""
-        if self._runner.done.is_set():
-            return "stopping"
-        return self._deployments.trouble() if self._deployments.unwritable else ""
-
-    def _look(self, trigger: str) -> None:
-        """Looks at the branch's tip, in a thread of its own: git may take its time."""
-        self._look_for = trigger
-        self._look_now.set()
-        if self._settings.repo and self._looking.acquire(blocking=False):
-            threading.Thread(
-                target=self._catch_up, name="catch-up", daemon=True
-            ).start()
-
-    def _catch_up(self) -> None:
-        """The thread: until the repository could be asked, and nobody asked since."""
-        pause = RETRY_S
-        try:
-            while True:
-                self._look_now.clear()
-                if not self._origin.catch_up(self._look_for):
-                    self._look_now.wait(pause)
-                    pause = min(2 * pause, MAX_RETRY_S)
-                elif not self._look_now.is_set():
-                    break
-        except Exception as error:  # noqa: BLE001  the thread's edge
-            say(f"{self._look_for}: {type(error).__name__}: {error}", ERROR)
-        self._looking.release()
-        if self._look_now.is_set():  # since the thread's last look at it
-            self._look(self._look_for)
+        return "stopping" if self._runner.done.is_set() else self._deployments.trouble()
 
     def _welcome(self) -> None:
         s = self._settings

@@ -4661,7 +4661,7 @@ class CatchUp(Case):
         first = server.accept()[0]  # of the catch-up
         self.addCleanup(first.close)
         self.assertEqual(b.hook({}, None).status, 202)
-        until((b.state / "1.log").exists, "the deployment")
+        until(lambda: b.record(1)["status"] == "inprogress", "the deployment")
         status, _ = b.stop()
         self.assertEqual(status, 0)
         self.assertFalse(marker.exists(), "the script was started after the stop")
