@@ -894,15 +894,15 @@ class Deployment(typing.NamedTuple):
 
     number: int
     status: str  # queued, inprogress, success, fail
-    reason: str | None  # of a fail
-    trigger: str  # push, catch-up, poll, manual, interrupted
-    repo: str
-    branch: str
-    commit: str | None
-    message: str | None
-    author: str | None
-    pushes: int  # that share it
-    queued_at: float  # Unix time, seconds; so are the next two
+    reason: str | None = None  # of a fail
+    trigger: str = "push"  # or catch-up, poll, manual, interrupted
+    repo: str = ""
+    branch: str = ""
+    commit: str | None = None
+    message: str | None = None
+    author: str | None = None
+    pushes: int = 0  # that share it
+    queued_at: float = 0.0  # Unix time, seconds; so are the next two
     started_at: float | None = None
     finished_at: float | None = None
     duration: float | None = None  # seconds
@@ -923,9 +923,10 @@ class Deployment(typing.NamedTuple):
         return self.status == "fail" and (self.reason or "").startswith(INTERRUPTED)
 
 
-def _target(wanted: Push | Deployment) -> str | None:
-    """The commit, if exactly that is wanted; None: the branch's tip."""
-    return wanted.commit if wanted.exact else None
+def _same_target(queued: Deployment, push: Push) -> bool:
+    """Do both want the branch's tip, or both exactly the same commit?"""
+    commit = queued.commit == push.commit
+    return queued.exact == push.exact and (commit or not push.exact)
 
 
 JOURNAL = "deployments.jsonl"
@@ -958,16 +959,16 @@ def from_json(line: bytes) -> Deployment:
     """A deployment from a line of the journal; ValueError where it is none."""
     try:
         record = json.loads(line)
-        fields = {name: record[name] for name in Deployment._fields if name in record}
         for name in TIMES:
-            if fields.get(name) is not None:
-                text = fields[name].replace("Z", "+00:00")  # Python 3.10 takes no Z
-                fields[name] = datetime.datetime.fromisoformat(text).timestamp()
-        d = Deployment(**fields)
+            if record.get(name):
+                text = record[name].replace("Z", "+00:00")  # Python 3.10 takes no Z
+                record[name] = datetime.datetime.fromisoformat(text).timestamp()
+        known = {name: record[name] for name in Deployment._fields if name in record}
+        d = Deployment(**known)
     except (TypeError, AttributeError, ArithmeticError, RecursionError):
         raise ValueError("not a deployment") from None
     right = all(isinstance(getattr(d, name), kind) for name, kind in KINDS.items())
-    if right and d.number > 0 and d.status in STATUSES:
+    if right and d.number > 0 and d.branch and d.status in STATUSES:
         return d
     raise ValueError("not a deployment")
 
@@ -986,26 +987,6 @@ def took(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m {whole % 60:02}s"
     return f"{whole // 3600}h {whole % 3600 // 60:02}m"
-
-
-class Totals(typing.NamedTuple):
-    """What the counters count: every deployment finished since boop started, so that
-    they never go down when old records are removed."""
-
-    finished: dict[str, int]  # status -> how many
-    seconds: float  # that the scripts ran, all together
-    runs: int  # of those that ran at all
-
-
-NO_TOTALS = Totals({"success": 0, "fail": 0}, 0.0, 0)
-
-
-def totals_after(totals: Totals, d: Deployment) -> Totals:
-    """`totals` with the finished `d` in them."""
-    finished = {**totals.finished, d.status: totals.finished.get(d.status, 0) + 1}
-    if d.duration is None:  # ended before its script started
-        return totals._replace(finished=finished)
-    return Totals(finished, totals.seconds + d.duration, totals.runs + 1)
 
 
 class Deployments:
@@ -1039,7 +1020,8 @@ class Deployments:
         self._lines = 0  # added to the journal since it was written anew
         self.folder = folder
         self.unwritable = ""  # why, while the disk takes no records
-        self.totals = NO_TOTALS  # replaced, never changed
+        self.totals = {"success": 0, "fail": 0}  # finished since boop started, and the
+        self.seconds = 0.0  # time they took: they never go down, as old records do
         os.makedirs(os.path.join(folder, "work"), mode=0o755, exist_ok=True)
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -1109,31 +1091,31 @@ class Deployments:
         Raises OSError when it can't be recorded: then it is not queued.
         """
         with self._lock:
+            pushes = int(push.trigger == "push")
             newest = self._newest(push.repo, push.branch)
-            if (
-                newest
-                and newest.status == "queued"
-                and _target(newest) == _target(push)
-            ):
-                return self._share(newest, push)
-            deployment = Deployment(
+            if newest and newest.status == "queued" and _same_target(newest, push):
+                # It is safe already, and what this adds is no promise: written when
+                # it starts.
+                known = push if push.commit else newest
+                return self._put(
+                    newest._replace(
+                        pushes=newest.pushes + pushes,
+                        commit=known.commit,
+                        message=known.message,
+                        author=known.author,
+                        full_name=push.full_name or newest.full_name,
+                    )
+                )
+            queued = Deployment(
                 self._last + 1,
                 "queued",
-                None,
-                push.trigger,
-                push.repo,
-                push.branch,
-                push.commit,
-                push.message,
-                push.author,
-                pushes=int(push.trigger == "push"),
+                **push._asdict(),
+                pushes=pushes,
                 queued_at=time.time(),
-                exact=push.exact,
-                full_name=push.full_name,
             )
-            self._append(deployment, sync=True)
-            self._last = deployment.number
-            return self._put(deployment)
+            self._append(queued, sync=True)
+            self._last = queued.number
+            return self._put(queued)
 
     def catch_up(self, push: Push) -> Deployment | None:
         """Queues a tip that was looked up, unless it is dealt with. Raises OSError."""
@@ -1177,7 +1159,8 @@ class Deployments:
                 finished_at=time.time(),
                 duration=round(duration, 3),
             )
-            self.totals = totals_after(self.totals, ended)
+            self.totals[ended.status] += 1
+            self.seconds += duration
             self._forget()
             return ended
 
@@ -1187,19 +1170,6 @@ class Deployments:
         newest_first = reversed(self._records.values())
         return next(
             (d for d in newest_first if (d.repo, d.branch) == (repo, branch)), None
-        )
-
-    def _share(self, queued: Deployment, push: Push) -> Deployment:
-        """One more push for a queued deployment. That one is safe already, and what
-        this adds to it is no promise: written when it starts."""
-        return self._put(
-            queued._replace(
-                pushes=queued.pushes + (push.trigger == "push"),
-                commit=push.commit or queued.commit,
-                message=push.message if push.commit else queued.message,
-                author=push.author if push.commit else queued.author,
-                full_name=push.full_name or queued.full_name,
-            )
         )
 
     def _settled(self, push: Push) -> bool:
@@ -2062,14 +2032,18 @@ def badge_svg(d: Deployment | None) -> str:
 
 
 def metrics(
-    ds: typing.Sequence[Deployment], totals: Totals, version: str, python: str
+    ds: typing.Sequence[Deployment],
+    totals: typing.Mapping[str, int],
+    seconds: float,
+    version: str,
+    python: str,
 ) -> str:
     """Prometheus's text format (version 0.0.4)."""
     status = [d.status for d in ds]
     live = max((d.finished_at or 0.0 for d in ds if d.status == "success"), default=0.0)
     built = f'{{version="{label(version)}",python="{label(python)}"}}'
-    finished = {f'{{status="{label(k)}"}}': n for k, n in totals.finished.items()}
-    ran = {"_sum": totals.seconds, "_count": totals.runs}
+    finished = {f'{{status="{label(k)}"}}': n for k, n in totals.items()}
+    ran = {"_sum": seconds, "_count": sum(totals.values())}
     families: tuple[tuple[str, str, str, typing.Mapping[str, float]], ...] = (
         ("build_info", "gauge", "Which boop this is.", {built: 1}),
         ("deployments_total", "counter", "Finished since boop started.", finished),
@@ -3157,9 +3131,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _metrics(self) -> None:
         """GET /metrics: for Prometheus, in its text format 0.0.4."""
-        deployments = self.site.deployments
-        python = sys.version.partition(" ")[0]
-        text = metrics(deployments.newest_first(), deployments.totals, VERSION, python)
+        ds, python = self.site.deployments, sys.version.partition(" ")[0]
+        text = metrics(ds.newest_first(), ds.totals, ds.seconds, VERSION, python)
         self._page(Page(text.encode(), f"{TEXT}; version=0.0.4", cache="no-store"))
 
     def _asset(self, kind: str) -> None:
