@@ -94,6 +94,7 @@ GIT_TIMEOUT_S = 20  # for one look at the repository
 PIPE_BYTES = 64 << 10  # what is read of the script's output at once
 MAX_MESSAGE_CHARS = 4096  # of a commit message: an environment variable is limited
 MAX_NAME_CHARS = 250  # of an author or a branch
+MAX_RESULT_BYTES = 16 << 10  # of what the script says of its deployment
 
 EX_CONFIG = 78  # sysexits.h; the unit does not restart on it
 
@@ -910,6 +911,7 @@ class Deployment(typing.NamedTuple):
     # From here on for boop itself: in the journal, and not in the contract's record.
     exact: bool = False  # exactly `commit`, not the branch's tip
     tip: str | None = None  # the branch's when it ran, or a later one to be left alone
+    way: str | None = None  # the digest of the script and its settings
     full_name: str | None = None  # "owner/repository", as the forge's API has it
 
     @property
@@ -1022,15 +1024,17 @@ class Deployments:
         self.unwritable = ""  # why, while the disk takes no records
         self.totals = {"success": 0, "fail": 0}  # finished since boop started, and the
         self.seconds = 0.0  # time they took: they never go down, as old records do
-        os.makedirs(os.path.join(folder, "work"), mode=0o755, exist_ok=True)
+        os.makedirs(folder, mode=0o755, exist_ok=True)
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(None, "another boop is using it") from None
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(None, "it is not writable")
+        names = os.listdir(folder)
+        if names and JOURNAL not in names:
+            raise OSError(None, f"it holds files, and no {JOURNAL}: it is not boop's")
         self._journal = self._open(JOURNAL)
+        os.makedirs(os.path.join(folder, "work"), mode=0o755, exist_ok=True)
         self._load()
         self.unfinished = tuple(
             d.number
@@ -1117,25 +1121,23 @@ class Deployments:
             self._last = queued.number
             return self._put(queued)
 
-    def catch_up(self, push: Push) -> Deployment | None:
+    def catch_up(self, push: Push, way: str) -> Deployment | None:
         """Queues a tip that was looked up, unless it is dealt with. Raises OSError."""
-        return None if self._settled(push) else self.add(push)
+        return None if self._settled(push, way) else self.add(push)
 
     def skip(self, push: Push) -> None:
         """Notes a tip that shall not be deployed, for catch-up to leave it alone."""
         with self._lock:
-            for d in self.newest_first():
-                if (d.repo, d.branch) == (push.repo, push.branch) and d.finished:
-                    self._change(d, tip=push.commit)
-                    return
+            newest = self._newest(push.repo, push.branch)
+            if newest:
+                self._change(newest, tip=push.commit)
 
-    def start(self) -> Deployment | None:
+    def start(self, way: str) -> Deployment | None:
         """Takes the queued deployment of the lowest number; only the runner may."""
         with self._lock:
-            for d in self._records.values():  # numbers only grow
-                if d.status == "queued":
-                    return self._change(d, status="inprogress", started_at=time.time())
-            return None
+            queued = (d for d in self._records.values() if d.status == "queued")
+            d, now = next(queued, None), time.time()  # numbers only grow
+            return d and self._change(d, status="inprogress", started_at=now, way=way)
 
     def note(self, number: int, **fields: typing.Any) -> Deployment:
         """Keeps what has become known of an unfinished deployment."""
@@ -1149,8 +1151,11 @@ class Deployments:
                 self._compact()
             return self.unwritable
 
-    def finish(self, number: int, reason: str | None, duration: float) -> Deployment:
-        """Ends a deployment: a success without a reason, else a fail."""
+    def finish(
+        self, number: int, reason: str | None, duration: float, **result: str
+    ) -> Deployment:
+        """Ends a deployment: a success without a reason, else a fail. result: what
+        the script has said of it."""
         with self._lock:
             ended = self._change(
                 self._records[number],
@@ -1158,6 +1163,7 @@ class Deployments:
                 reason=reason,
                 finished_at=time.time(),
                 duration=round(duration, 3),
+                **result,
             )
             self.totals[ended.status] += 1
             self.seconds += duration
@@ -1172,11 +1178,11 @@ class Deployments:
             (d for d in newest_first if (d.repo, d.branch) == (repo, branch)), None
         )
 
-    def _settled(self, push: Push) -> bool:
+    def _settled(self, push: Push, way: str) -> bool:
         """Is there nothing to do for a tip? Newest first, what is known of the branch:
 
         - a deployment of the tip waits; or a rollback runs: the next look knows more
-        - the tip is live, or runs
+        - the tip is live, or runs, by the same way: script and DEPLOY_ variables
         - the tip has failed, and a poll has tried it once more; a start or a SIGHUP is
           somebody's wish, and tries again
         - the tip was live when a commit was rolled back to, or its message said: skip
@@ -1189,7 +1195,8 @@ class Deployments:
             failed = d.status == "fail"
             if not d.finished and (not d.tip if d.exact else d.status == "queued"):
                 return True
-            if tip == d.commit and (not failed or d.trigger == push.trigger == "poll"):
+            tried = not failed or d.trigger == push.trigger == "poll"
+            if tip == d.commit and d.way == way and tried:
                 return True
             if tip == d.tip and not (failed and d.exact):
                 return True
@@ -1423,7 +1430,8 @@ class Origin:
             return True
         push = Push(self._settings.repo, branch, tip, trigger=trigger)
         try:
-            missed = self._deployments.catch_up(push)
+            way = way_of(self._settings, self._environ)
+            missed = self._deployments.catch_up(push, way)
         except OSError as error:
             say(f"{trigger}: cannot record {tip[:8]}: {error.strerror}", ERROR)
             return False
@@ -1496,12 +1504,7 @@ class Log:
         self._dropped = 0
         self._lost = ""
         self._at_line_start = True
-        self._fd = -1
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-            self._fd = os.open(path, flags, 0o600)
-        except OSError as error:
-            self._trouble(error)
+        self._path, self._fd = path, -1
 
     def output(self, data: bytes) -> None:
         """Takes what the script wrote."""
@@ -1534,9 +1537,12 @@ class Log:
         self._write(b"\n" * (not self._at_line_start) + f"boop: {text}\n".encode())
 
     def _write(self, data: bytes) -> None:
-        if not data or self._fd < 0:
+        if not data or (self._lost and self._fd < 0):
             return
         try:
+            if self._fd < 0:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+                self._fd = os.open(self._path, flags | os.O_CLOEXEC, 0o600)
             rest = data
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
@@ -1574,6 +1580,7 @@ class Runner:
         self._deployments, self._origin, self._report = deployments, origin, report
         self._secrets = secrets_of(settings, environ)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._result = os.path.join(settings.state, "result")
         self._stop = self._stop_now = False
         self._rung = self._heard = 0
         self.done = threading.Event()
@@ -1599,7 +1606,8 @@ class Runner:
         try:
             self._end_orphans(self._deployments.unfinished)
             while not self._stop:
-                deployment = self._deployments.start()
+                way = way_of(self._settings, self._environ)
+                deployment = self._deployments.start(way)
                 if deployment:
                     self._deploy(deployment)
                 else:
@@ -1615,41 +1623,51 @@ class Runner:
         self._heard = self._rung
 
     def _deploy(self, d: Deployment) -> None:
-        """One deployment, from the start of its script to its record."""
-        begun = self._clock()
-        if d.repo == self._settings.repo and (d.exact or not d.commit):
-            tip = self._origin.tip(d.branch) or None
-            d = self._deployments.note(d.number, tip=tip, commit=d.commit or tip)
-        script, why = self._start(d)
-        log = Log(
-            self._deployments.log_path(d.number),
-            self._settings.log_limit,
-            Mask(self._secrets),
-            self._deployments.tell,
-        )
-        log.line(_first_line(d))
-        say(_first_line(d))
-        self._report(d)
-        reason = self._watch(script, log) if script else why
+        """One deployment, from its start to its record."""
+        begun, result = self._clock(), dict[str, str]()
+        path, limit = self._deployments.log_path(d.number), self._settings.log_limit
+        log = Log(path, limit, Mask(self._secrets), self._deployments.tell)
+        try:
+            reason, result = self._run_script(d, log)
+        except Exception as error:  # noqa: BLE001  it fails this one, and not the next
+            reason = one_line(f"boop failed: {type(error).__name__}: {error}")
         seconds = self._clock() - begun
         outcome = f"fail after {took(seconds)}: {reason}" if reason else ""
         outcome = outcome or f"success in {took(seconds)}"
         log.end(outcome)
-        finished = self._deployments.finish(d.number, reason, seconds)
+        finished = self._deployments.finish(d.number, reason, seconds, **result)
         say(f"deployment {d.number}: {outcome}", NOTICE if reason else INFO)
         self._report(finished)
+
+    def _run_script(self, d: Deployment, log: Log) -> tuple[str | None, dict[str, str]]:
+        """Runs the script: why it failed, or None, and what it says of itself."""
+        if d.repo == self._settings.repo and (d.exact or not d.commit):
+            tip = self._origin.tip(d.branch) or None
+            d = self._deployments.note(d.number, tip=tip, commit=d.commit or tip)
+        script, why = self._start(d)
+        log.line(_first_line(d))
+        say(_first_line(d))
+        self._report(d)
+        if not script:
+            return why, {}
+        ended = self._watch(script, log)
+        result = read_result(self._result)
+        said = result.pop("reason", None)
+        return ended or (script.returncode and said) or _exit_reason(script), result
 
     def _start(self, d: Deployment) -> tuple[subprocess.Popen[bytes] | None, str]:
         """Starts the script; without one, why not."""
         if self._stop:
             return None, STOPPED
-        work = os.path.join(self._deployments.folder, "work")
+        work, env = os.path.join(self._deployments.folder, "work"), {}
         try:
             os.makedirs(work, exist_ok=True)
+            env = script_environment(self._settings, self._environ, d)
+            env["BOOP_RESULT"] = _emptied(self._result)
             return subprocess.Popen(
                 [self._settings.script],
                 cwd=work,
-                env=script_environment(self._settings, self._environ, d),
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -1661,27 +1679,25 @@ class Runner:
             return None, f"cannot run {self._settings.script}: {why}"
 
     def _watch(self, script: subprocess.Popen[bytes], log: Log) -> str | None:
-        """The script's life: its output into the log. Why it failed, or None."""
+        """The script's life: its output into the log. Why boop ended it, or None."""
+        assert script.stdout
+        pipe, ended = script.stdout.fileno(), -1
         with script:
-            assert script.stdout
-            pipe, ended = script.stdout.fileno(), -1
-            os.set_blocking(pipe, False)
             try:
+                os.set_blocking(pipe, False)
                 ended = os.pidfd_open(script.pid)
                 why = self._wait(script.pid, ended, pipe, log)
-            except OSError as error:
-                why = f"cannot watch the script: {error.strerror}"
             finally:
                 _end_group(script.pid, signal.SIGKILL)  # what it left running, too
                 if ended >= 0:
                     os.close(ended)
-            status = script.wait()
+            script.wait()
             # What it wrote before it ended: no more than a pipe holds, as one who has
             # left the group may hold it, and write, for ever.
             left = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
             while left > 0 and (got := self._read(pipe, log)):
                 left -= got
-        return why or _exit_reason(status)
+        return why
 
     def _wait(self, leader: int, ended: int, pipe: int, log: Log) -> str | None:
         """Until the script has ended. Why boop ended it, or None. Once told to end, it
@@ -1753,7 +1769,57 @@ def script_environment(
         "BOOP_EXACT": "1" if deployment.exact else "",
         "BOOP_MESSAGE": deployment.message or "",
         "BOOP_AUTHOR": deployment.author or "",
+        "BOOP_RESULT": "",
     }
+
+
+def way_of(settings: Settings, environ: Environ) -> str:
+    """A digest of how a tip goes live: of the script and the DEPLOY_ variables."""
+    try:
+        with open(settings.script, "rb") as file:
+            script = file.read()
+    except OSError:
+        script = b""  # may be run, and not read
+    values = sorted((k, v) for k, v in environ.items() if k.startswith("DEPLOY_"))
+    return hmac.digest(script, repr(values).encode(), "sha256").hex()[:16]
+
+
+def _emptied(path: str) -> str:
+    """The path, of a file that is now empty; "" where there can be none."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_NOFOLLOW
+    try:
+        os.close(os.open(path, flags, 0o600))
+    except OSError:
+        return ""
+    return path
+
+
+RESULTS: dict[str, typing.Callable[[str], str | None]] = {
+    "commit": lambda text: text.lower() if is_commit(text) else None,
+    "message": lambda text: clean(text, MAX_MESSAGE_CHARS),
+    "author": lambda text: clean(text, MAX_NAME_CHARS),
+    "url": lambda text: clean(text, 2000) if re.match("https?://[!-~]+$", text) else "",
+    "reason": lambda text: one_line(text) or None,
+}
+
+
+def read_result(path: str) -> dict[str, str]:
+    """What the script has written to BOOP_RESULT, as `name=value` lines: that which
+    can be part of a record. The rest is said."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with open(fd, "rb") as file:
+            text = file.read(MAX_RESULT_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return {}
+    result = {}
+    for line in filter(None, text.split("\n")):
+        name, _, value = line.partition("=")
+        if good := name in RESULTS and RESULTS[name](value):
+            result[name] = good
+        elif value or name not in RESULTS:
+            say(f"BOOP_RESULT: ignored: {one_line(line, 100)}", WARNING)
+    return result
 
 
 def _having(state: bytes, marks: set[bytes]) -> typing.Iterator[int]:
@@ -1775,8 +1841,9 @@ def _first_line(d: Deployment) -> str:
     return f"deployment {d.number}: {d.trigger}, branch {d.branch}, {what}{by}"
 
 
-def _exit_reason(status: int) -> str | None:
-    """Popen.returncode in words; None for a success."""
+def _exit_reason(ended: subprocess.Popen[bytes]) -> str | None:
+    """How a process ended, in words; None for a success."""
+    status: int = ended.returncode
     if status >= 0:
         return f"exit status {status}" if status else None
     try:
@@ -1926,7 +1993,8 @@ class Reporter:
         with child:
             words = _first_words(child, deadline)
             try:
-                why = _exit_reason(child.wait(max(0, deadline - time.monotonic())))
+                child.wait(max(0, deadline - time.monotonic()))
+                why = _exit_reason(child)
             except subprocess.TimeoutExpired:
                 why = f"timed out after {self.NOTIFY_TIMEOUT_S} s"
                 _end_group(child.pid, signal.SIGKILL)
@@ -3416,65 +3484,76 @@ def _same_output() -> bool:
         return True
 
 
-def ask(settings: Settings, commit: str | None) -> int:
-    """`boop.py deploy [COMMIT]`: asks the boop that runs with these settings, prints
-    the log as it grows. 0 on success, 1 on a fail or where it can't be asked."""
-    body = json.dumps({"commit": commit} if commit else {}).encode()
-    digest = hmac.new(os.fsencode(settings.secret), body, "sha256").hexdigest()
-    headers = {"Content-Type": JSON, "X-Hub-Signature-256": f"sha256={digest}"}
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    where = f"boop at {host} port {settings.port}"
-    if not settings.secret:
-        say("BOOP_SECRET is not set: boop would not know who asks", ERROR)
-        return 1
-    if commit is not None and not is_commit(commit):
-        say(f"{commit!r} is not a full commit id (40 or 64 hex digits)", ERROR)
-        return 1
-    try:
-        answer = _request(settings, host, "POST", "/deploy", body, headers)
-        log = f"/log/{answer['deployment']:d}"
-        _request(settings, host, "GET", f"{log}?follow", copy=True)
-        record = _request(settings, host, "GET", log, headers={"Accept": JSON})
-    except Refusal as refusal:
-        say(f"{where} refused: {refusal.why}", ERROR)
-        return 1
-    except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        say(f"{where} does not answer: {why}", ERROR)
-        return 1
-    return int(record["status"] != "success")
-
-
-def _request(
+def call(
     settings: Settings,
-    host: str,
-    method: str,
     path: str,
     body: bytes | None = None,
     headers: typing.Mapping[str, str] | None = None,
-    copy: bool = False,
-) -> typing.Any:
-    """One request to a boop. Its JSON, or, with copy, its text to stdout as it comes.
+) -> http.client.HTTPResponse:
+    """Asks the boop that runs with these settings: its answer, if that is a 2xx.
 
-    Raises Refusal for an answer that is no 2xx, OSError, HTTPException, ValueError.
+    Raises Refusal, OSError, HTTPException.
     """
     headers = dict(headers or {})
     if settings.password:
         login = base64.b64encode(b"boop:" + os.fsencode(settings.password)).decode()
         headers["Authorization"] = f"Basic {login}"
-    connection = http.client.HTTPConnection(host, settings.port, timeout=None)
-    connection.request(method, path, body, headers)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    connection = http.client.HTTPConnection(host, settings.port)
+    connection.request("POST" if body else "GET", path, body, headers)
     answer = connection.getresponse()
     if answer.status >= 300:
         text = answer.read(2000).decode("utf-8", "replace").strip()
         why = json.loads(text).get("error") if text.startswith("{") else text
         raise Refusal(answer.status, f"{answer.status}: {one_line(str(why))}")
-    if not copy:
-        return json.loads(answer.read())
-    while data := answer.read1(PIPE_BYTES):
-        sys.stdout.buffer.write(data)
-        sys.stdout.flush()
-    return None
+    return answer
+
+
+def ask(settings: Settings, wish: typing.Mapping[str, typing.Any]) -> typing.Any:
+    """A signed request by hand: the answer's JSON. Raises as call does."""
+    if not settings.secret:
+        raise Refusal(401, "BOOP_SECRET is not set: boop would not know who asks")
+    body = json.dumps(wish).encode()
+    digest = hmac.new(os.fsencode(settings.secret), body, "sha256").hexdigest()
+    headers = {"Content-Type": JSON, "X-Hub-Signature-256": f"sha256={digest}"}
+    return json.load(call(settings, "/deploy", body, headers))
+
+
+def deploy(settings: Settings, commit: str | None) -> int:
+    """`boop.py deploy`: prints the log as it grows. 0 on success, 1 on a fail."""
+    if commit is not None and not is_commit(commit):
+        raise Refusal(400, f"{commit!r} is not a full commit id (40 or 64 hex digits)")
+    number = ask(settings, {"commit": commit} if commit else {})["deployment"]
+    log = call(settings, f"/log/{number}?follow")
+    while data := log.read1(PIPE_BYTES):
+        try:
+            while data:
+                data = data[os.write(1, data) :]
+        except OSError:
+            pass  # nobody reads on: how it ends is the exit status all the same
+    record = json.load(call(settings, f"/log/{number}", headers={"Accept": JSON}))
+    return int(record["status"] != "success")
+
+
+def check(settings: Settings) -> int:
+    """`--check`: shows the settings, which are good, and no secret."""
+    for s in SETTINGS:
+        value = getattr(settings, s.name)
+        print(f"{s.variable}={'***' if s.secret and value else value}")
+    return 0
+
+
+def by_hand(settings: Settings, given: argparse.Namespace) -> int:
+    """What is asked of the running boop. The exit status."""
+    where = f"boop at {settings.host} port {settings.port}"
+    try:
+        return deploy(settings, given.commit)
+    except Refusal as refusal:
+        say(f"{where} refused: {refusal.why}", ERROR)
+    except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        say(f"{where} does not answer: {why}", ERROR)
+    return 1
 
 
 HELP = """\
@@ -3485,27 +3564,39 @@ script. `deploy` asks the running boop for a deployment and follows it: of the
 branch's tip, or of exactly COMMIT (a full commit id)."""
 
 
-def _add_flags(parser: argparse.ArgumentParser) -> None:
+def _parser() -> argparse.ArgumentParser:
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> typing.NoReturn:
+            raise BadSettings([message])
+
+    secrets = [
+        f"  {s.variable}: {s.help} (default: none)" for s in SETTINGS if s.secret
+    ]
+    parser = Parser(
+        "boop.py",
+        description="\n".join([HELP, "", "variables without a flag:", *secrets]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="Secrets have no flag: the process list shows flags to everyone.",
+    )
     parser.add_argument("command", nargs="?", choices=["deploy"], metavar="deploy")
     parser.add_argument("commit", nargs="?", metavar="COMMIT", help="a full commit id")
     parser.add_argument("--version", action="version", version=f"boop {VERSION}")
-    parser.add_argument(
-        "--check", action="store_true", help="check all settings, and exit"
-    )
+    check = "check all settings, and exit"
+    parser.add_argument("--check", action="store_true", help=check)
     group = parser.add_argument_group("settings (a flag wins over its variable)")
-    secrets = ["\nvariables without a flag:"]
     for s in SETTINGS:
-        default = s.shown or s.default or "none"
-        if s.secret:
-            secrets.append(f"  {s.variable}: {s.help} (default: none)")
-            continue
-        group.add_argument(
-            f"--{s.name.replace('_', '-')}",
-            metavar=s.variable,
-            dest=f"setting {s.name}",
-            help=f"{s.help} (default: {default})".replace("%", "%%"),
-        )
-    parser.description = HELP + "\n" + "\n".join(secrets)
+        words = f"{s.help} (default: {s.shown or s.default or 'none'})"
+        if not s.secret:
+            group.add_argument(
+                f"--{s.name.replace('_', '-')}",
+                metavar=s.variable,
+                dest=s.variable,
+                help=words.replace("%", "%%"),
+            )
+    return parser
 
 
 def read_flags(argv: list[str]) -> tuple[dict[str, str], typing.Any, list[str]]:
@@ -3513,34 +3604,20 @@ def read_flags(argv: list[str]) -> tuple[dict[str, str], typing.Any, list[str]]:
 
     Raises BadSettings; --help and --version print, and raise SystemExit.
     """
-    import argparse
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> typing.NoReturn:
-            raise BadSettings([message])
-
-    parser = Parser(
-        "boop.py",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        epilog="Secrets have no flag: the process list shows flags to everyone.",
-    )
-    _add_flags(parser)
-    given, unknown = parser.parse_known_args(argv)
-    flags = {
-        name.removeprefix("setting "): value
-        for name, value in vars(given).items()
-        if name.startswith("setting ") and value is not None
-    }
-    mistakes = [one_line(f"{word}: no such flag") for word in unknown]
-    return flags, given, mistakes
+    given, unknown = _parser().parse_known_args(argv)
+    values = {s.name: getattr(given, s.variable, None) for s in SETTINGS}
+    flags = {name: value for name, value in values.items() if value is not None}
+    return flags, given, [one_line(f"{word}: no such flag") for word in unknown]
 
 
 def main(argv: list[str] | None = None) -> int:
     """boop. The exit status: 0, 1 (it can't serve), or 78 (bad settings)."""
-    environ = dict(os.environ)
-    argv = sys.argv[1:] if argv is None else argv
+    environ, argv = dict(os.environ), sys.argv[1:] if argv is None else argv
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:  # closed: or a socket would take its number
+            os.open(os.devnull, os.O_RDWR)
     mistakes: list[str] = []
     try:
         flags, given, mistakes = read_flags(argv) if argv else ({}, None, [])
@@ -3552,14 +3629,11 @@ def main(argv: list[str] | None = None) -> int:
             say(mistake, ERROR)
         return EX_CONFIG
     say.mask = Mask(secrets_of(settings, environ))
-    if given and given.check:
-        for setting in SETTINGS:
-            value = getattr(settings, setting.name)
-            print(f"{setting.variable}={'***' if setting.secret and value else value}")
-        return 0
     try:
-        if given and given.command == "deploy":
-            return ask(settings, given.commit)
+        if given and given.check:
+            return check(settings)
+        if given and given.command:
+            return by_hand(settings, given)
         return Boop(settings, environ).serve()
     except OSError as error:
         say(f"boop can't serve: {error.strerror or error}", ERROR)

@@ -783,6 +783,63 @@ class Runner(Case):
         self.assertIn("\n/dev/null\n", log)
         self.assertIn(f"\n{self.folder}/state/work\n", log)
 
+    def test_the_record_names_what_the_script_says_it_deployed(self) -> None:
+        """Two pushes that come out of order: the newest to come is not the tip."""
+        live = {"commit": "f" * 40, "message": "The tip", "author": "Ada"}
+        live["url"] = "https://example.org/blog/"
+        lines = "".join(f"echo '{k}={v}' >> $BOOP_RESULT\n" for k, v in live.items())
+        b = self.boop(
+            f"[ -f $BOOP_RESULT ] && [ ! -s $BOOP_RESULT ] || exit 9\n{lines}"
+            "echo reason=none >> $BOOP_RESULT"
+        )
+        record = b.deploy()
+        self.assertEqual({k: record[k] for k in live}, live)
+        self.assertEqual((record["status"], record["reason"]), ("success", None))
+        self.assertEqual(b.deploy()["commit"], "f" * 40)  # and it is empty each time
+        b.restart()
+        self.assertEqual(b.record(1), record)
+
+    def test_a_fail_has_the_scripts_reason_and_nonsense_is_ignored_and_said(
+        self,
+    ) -> None:
+        b = self.boop(
+            r"""
+            printf 'reason=hugo failed: \e[31mno "home.html"\n' > $BOOP_RESULT
+            printf 'commit=main\nurl=javascript:alert(1)\nstatus=success\nwhat\n' >> $BOOP_RESULT
+            printf 'author=A\0da\n\nmessage=\n' >> $BOOP_RESULT
+            head -c 20000 /dev/zero | tr '\0' x >> $BOOP_RESULT
+            exit 2
+            """
+        )
+        record = b.deploy()
+        self.assertEqual(record["status"], "fail")
+        self.assertEqual(record["reason"], 'hugo failed: ?[31mno "home.html"')
+        self.assertIn('no "home.html"\n', b.log(1))
+        known = record["commit"], record["message"], record["author"], record["url"]
+        self.assertEqual(known, ("1" * 40, "Fix typo", "Ada", None))
+        for word in ("commit=main", "url=javascript", "status=success", "what"):
+            b.said(f"BOOP_RESULT: ignored: {word}")
+        b.write_script("rm $BOOP_RESULT; mkfifo $BOOP_RESULT; exit 3")
+        self.assertEqual(b.deploy()["reason"], "exit status 3")
+        b.write_script("[ -z $BOOP_RESULT ]")  # it can't be emptied: there is none
+        self.assertEqual(b.deploy()["status"], "success")
+
+    def test_a_fault_of_boops_own_fails_one_deployment_and_not_the_next(self) -> None:
+        b = self.daemon("echo fine")
+        b.patch(
+            "real = boop.script_environment",
+            "def fake(settings, environ, d):",
+            "    return real(settings, environ, d) if d.number > 1 else 1 / 0",
+            "boop.script_environment = fake",
+        )
+        b.start()
+        record = b.deploy()
+        self.assertEqual(
+            record["reason"], "boop failed: ZeroDivisionError: division by zero"
+        )
+        self.assertIn("boop: fail after", b.log(1))
+        self.assertEqual(b.deploy()["status"], "success")
+
     def test_the_time_limit_ends_the_whole_group(self) -> None:
         record, log = self.outcome(
             "trap 'echo cleaning up; exit 0' TERM; sleep 1000 & echo $!; wait",
@@ -2076,24 +2133,32 @@ class Forges(Case):
 
         def run(push: boop.Push, reason: str | None = None, **known: str) -> None:
             number = ds.add(push).number
-            ds.start()
+            ds.start("way")
             ds.note(number, **known)
             ds.finish(number, reason, 1.0)
 
+        def catch_up(push: boop.Push) -> boop.Deployment | None:
+            return ds.catch_up(push, "way")
+
         run(tip("a"))
-        self.assertIsNone(ds.catch_up(tip("a")))  # live
+        self.assertIsNone(catch_up(tip("a")))  # live
+        number = ds.add(tip("a")).number
+        ds.start("way")
+        ds.skip(tip("b"))  # [skip ci] that comes while one runs
+        ds.finish(number, None, 1.0)
+        self.assertIsNone(catch_up(tip("b")))
         ds.skip(tip("b"))
-        self.assertIsNone(ds.catch_up(tip("b")))  # its message said: skip
+        self.assertIsNone(catch_up(tip("b")))  # its message said: skip
         run(tip("c"), "exit status 1")
         run(tip("c", trigger="poll"), "exit status 1")
-        self.assertIsNone(ds.catch_up(tip("c", trigger="poll")))  # tried once
+        self.assertIsNone(catch_up(tip("c", trigger="poll")))  # tried once
         run(tip("c"), "exit status 1")  # but a start or a SIGHUP tries again
-        self.assertIsNone(ds.catch_up(tip("c", trigger="poll")))
+        self.assertIsNone(catch_up(tip("c", trigger="poll")))
         run(tip("a", trigger="manual", exact=True), tip="c" * 40)
-        self.assertIsNone(ds.catch_up(tip("c")))  # rolled back from
-        again = ds.catch_up(tip("d"))  # the branch has moved
+        self.assertIsNone(catch_up(tip("c")))  # rolled back from
+        again = catch_up(tip("d"))  # the branch has moved
         self.assertEqual((again.commit, again.status), ("d" * 40, "queued"))
-        self.assertIsNone(ds.catch_up(tip("e")))  # the queued one will deploy it
+        self.assertIsNone(catch_up(tip("e")))  # the queued one will deploy it
 
     def test_a_skipped_tip_is_not_caught_up_with_either(self) -> None:
         checkout = site(self.folder)
@@ -2149,6 +2214,22 @@ class ByHand(Case):
         status, out, err = self.ask(b)
         self.assertEqual((status, err), (1, ""))
         self.assertIn("boop: fail after ", out)
+
+    def test_who_stops_reading_or_has_no_stdout_still_learns_how_it_ended(self) -> None:
+        b, _ = self.boop_with_site("seq 100000; exit $((BOOP_NUMBER > 2))")
+        command = f'"{sys.executable}" "{HERE}/boop.py" deploy'
+        for number, shell, status in (
+            (2, f"{command} | head -1; exit ${{PIPESTATUS[0]}}", 0),
+            (3, f"{command} >&-", 1),
+        ):
+            done = subprocess.run(
+                ["bash", "-c", shell],
+                env={**b.env, "BOOP_PORT": str(b.port)},
+                cwd=self.folder,
+                capture_output=True,
+            )
+            self.assertEqual((done.returncode, done.stderr), (status, b""))
+            self.assertIn(b.record(number)["status"], ("success", "fail"))
 
     def test_errors_are_one_line(self) -> None:
         b, _ = self.boop_with_site("exit 0")
@@ -4383,9 +4464,25 @@ class Damage(Case):
             self.doCleanups()
             self.setUp()
 
+    def test_a_folder_in_use_as_state_is_refused_and_nothing_in_it_is_touched(
+        self,
+    ) -> None:
+        d = self.daemon()
+        (d.state / "work").mkdir(parents=True)
+        files = ("3.log", "work/thesis.tex", "photo.jpg")
+        for name in files:
+            (d.state / name).write_text("mine")
+        status, said = d.start(listening=False).ended()
+        self.assertEqual(status, 1)
+        self.assertEqual(len(said.splitlines()), 1)
+        self.assertIn("not boop's", said)
+        left = [str(p.relative_to(d.state)) for p in d.state.rglob("*") if p.is_file()]
+        self.assertEqual(sorted(left), sorted(files))
+
     def test_foreign_files_are_left_alone_and_move_no_number(self) -> None:
         foreign = ["notes.txt", "x.json", "7.json", "7.log", "20240131.tar.gz"]
         d = self.state(record_of(1), **dict.fromkeys(foreign, "x"))
+        d.env["BOOP_KEEP"] = "1"
         os.mkfifo(d.state / "pipe")
         d.start()
         self.assertEqual([r["number"] for r in d.records()], [1])
@@ -4582,6 +4679,22 @@ class CatchUp(Case):
         before = self.looks(self.folder / "marks")
         until(lambda: self.looks(self.folder / "marks") > before + 1, "two polls")
         self.assertEqual(len(b.records()), 4)
+
+    def test_a_new_target_or_script_is_deployed_to_at_the_next_start(self) -> None:
+        site(self.folder)
+        b = self.boop("exit 0", BOOP_REPO=str(self.folder / "origin.git"))
+        b.said("deployment 1: catch-up")
+        b.finished(1)
+        b.restart().said("listens on")
+        for number, change in ((2, "DEPLOY_TO"), (3, "script")):
+            if change == "script":
+                b.write_script("exit 0  # in another way")
+            else:
+                b.env[change] = "/srv/www"
+            b.restart().said(f"deployment {number}: catch-up")
+            b.finished(number)
+        b.process.send_signal(signal.SIGHUP)
+        self.assertEqual(len(b.records()), 3)
 
     def test_without_boop_branch_the_repositorys_head_is_deployed(self) -> None:
         b = self.origin()
