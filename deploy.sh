@@ -22,10 +22,8 @@
 # The order is the promise: new assets, then pages, deletions last. A visitor never gets a
 # page before its stylesheet, and a step that fails leaves the next ones undone.
 #
-# Without a Hugo configuration, the repository is the site, as it is, without .git and
-# .gitmodules. A symbolic link within the repository is published as what it names; one
-# that leads out of it is left out, whether Hugo builds the site or not.
-# "%" codes in the password of an http(s) BOOP_REPO are understood.
+# Without a Hugo configuration, the repository is the site, as it is: its regular files,
+# without .git and .gitmodules. Hugo follows symbolic links, within the repository only.
 # shellcheck disable=SC2312
 set -euo pipefail
 umask 022                       # the web server reads the result; work itself is 0700
@@ -52,7 +50,6 @@ repo=${BOOP_REPO:?the URL or path of the repository to deploy} branch=${BOOP_BRA
 state=$(realpath -m -- "${BOOP_STATE:-${XDG_STATE_HOME:-$HOME/.local/state}/boop}")
 work=$state/work target=${DEPLOY_TO:-$state/public} bucket=''
 if [[ -d $repo ]]; then repo=$(realpath -- "$repo"); fi
-if [[ $repo == -* ]]; then die 'BOOP_REPO is an option, not a repository'; fi
 case $target in
   s3://?*)
     bucket=${target#s3://} bucket=${bucket%%/*} target=${target%/}
@@ -77,18 +74,6 @@ chmod 700 .
 exec 9>>lock
 flock -n 9 || { echo 'waiting for an earlier run to end'; flock 9; report wait 'it ended'; }
 export GIT_CEILING_DIRECTORIES=$work    # a damaged src must not lead git to a repository above
-
-# Credentials go to git as a header: a URL is seen in the process list, and in git's errors.
-if [[ $repo =~ ^(https?://)([^/]*)@(([^/]*).*)$ ]]; then
-  repo=${BASH_REMATCH[1]}${BASH_REMATCH[3]} user=${BASH_REMATCH[2]//\\/\\\\}
-  if [[ ${GIT_CONFIG_COUNT:-0} == 0 ]]; then
-    if [[ $user != *:* ]]; then user+=:; fi
-    GIT_CONFIG_KEY_0=http.${BASH_REMATCH[1]}${BASH_REMATCH[4]}/.extraHeader
-    GIT_CONFIG_VALUE_0="Authorization: Basic $(printf %b "${user//%/\\x}" | base64 -w0)"
-    export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0 GIT_CONFIG_VALUE_0
-  fi
-  export BOOP_REPO=$repo
-fi
 
 aws() {                         # older versions do not know AWS_ENDPOINT_URL
   local url=${AWS_ENDPOINT_URL:-}
@@ -116,71 +101,63 @@ rm -rf site stage & sweeper=$!
 trap 'kill "$lister" 2>/dev/null || :' EXIT
 
 # --- Fetch -------------------------------------------------------------------------------
-filter=() upload_pack=()
+upload_pack=() exact=''
 if [[ -d ${repo#file://} ]]; then  # named by our owner, so it may belong to another user
   upload_pack=(--upload-pack 'git -c safe.directory=* upload-pack')
+fi
+if [[ ${BOOP_EXACT:-} == 1 && ${BOOP_COMMIT:-} ]]; then
+  exact=$BOOP_COMMIT
+  [[ $exact =~ ^[0-9a-f]{7,64}$ ]] || die 'BOOP_COMMIT is not the name of a commit'
 fi
 git_in() { command git -c gc.autoDetach=false -C "$@"; }
 fetch() {                       # fetch FOLDER REF
   git_in "$1" fetch --quiet --force --no-tags --update-shallow --no-recurse-submodules \
-    "${filter[@]}" "${upload_pack[@]}" origin "$2"
+    "${upload_pack[@]}" origin "$2"
 }
-checkout() {                    # a new folder or an old one; by &&, for || disables set -e
-  git init --quiet "$1" 2>/dev/null &&
-    { find "$1/.git" -name '*.lock' -delete; } &&       # a kill left it: we hold the lock
-    git_in "$1" config remote.origin.url "$repo" &&
-    git_in "$1" config diff.renames false &&            # would fetch the contents left out
-    fetch "$1" "+${branch:+refs/heads/}${branch:-HEAD}:refs/boop/tip" &&
-    git_in "$1" reset --quiet --hard refs/boop/tip
+update() {                      # update FOLDER; by &&, for its callers disable set -e
+  fetch "$1" "+${branch:+refs/heads/}${branch:-HEAD}:refs/boop/tip" &&
+    { [[ ! $exact ]] || git_in "$1" cat-file -e "$exact^{commit}" 2>/dev/null ||
+      fetch "$1" "$exact"; } &&         # it was pushed over
+    git_in "$1" reset --quiet --hard "${exact:-refs/boop/tip}" &&
+    git_in "$1" clean --quiet -ffdx -e /resources/_gen &&       # hugo's pictures stay
+    { [[ ! -e $1/.gitmodules ]] || {
+      git_in "$1" submodule --quiet sync --recursive &&
+        git_in "$1" submodule --quiet update --init --recursive --force; }; }
 }
-if [[ ${DEPLOY_FULL:-} == 1 ]]; then rm -rf src published; fi
+clone() {                       # with its history, which enableGitInfo wants
+  rm -rf src.new &&
+    git clone --quiet --no-checkout --no-local --no-tags --single-branch \
+      ${branch:+--branch "$branch"} "${upload_pack[@]}" -- "$repo" src.new &&
+    update src.new && rm -rf src && mv src.new src
+}
+if [[ ${DEPLOY_FULL:-} == 1 ]]; then rm -rf published; fi
 if [[ ${DEPLOY_FULL:-} == 1 || -e building ]]; then
-  rm -rf cache src/resources/_gen       # hugo was killed: it may have left half a picture
+  rm -rf src cache              # hugo was killed: it may have left half a picture
 fi
-if [[ -e src/.git && $(git_in src config remote.origin.url || :) == "$repo" ]] && checkout src
+if [[ -e src/.git && $(git_in src config remote.origin.url || :) == "$repo" ]] && update src
 then :; else
   if [[ -e src ]]; then echo 'the last clone is of no use here: cloning afresh'; fi
-  rm -rf src.new
-  # enableGitInfo wants the history, not its contents. Ask first: before a plain web server
-  # (no filters there), git with a filter calls itself without end.
-  if GIT_TRACE_PACKET=1 git ls-remote "${upload_pack[@]}" "$repo" HEAD 2>&1 |
-    grep -cE '[ =]filter( |$)' >/dev/null
-  then filter=(--filter=blob:none); fi
-  checkout src.new || die "cannot fetch ${branch:-the default branch} from the repository"
-  rm -rf src
-  mv src.new src
+  clone || die "cannot fetch ${exact:-${branch:-the default branch}} from the repository"
 fi
-if [[ -z ${BOOP_EXACT+set} && ${BOOP_TRIGGER:-} == manual ]]; then BOOP_EXACT=1; fi
-if [[ ${BOOP_EXACT:-} == 1 && ${BOOP_COMMIT:-} ]]; then
-  [[ $BOOP_COMMIT =~ ^[0-9a-f]{7,64}$ ]] || die 'BOOP_COMMIT is not the name of a commit'
-  git_in src cat-file -e "$BOOP_COMMIT^{commit}" 2>/dev/null ||
-    fetch src "$BOOP_COMMIT" 2>/dev/null || die "commit $BOOP_COMMIT is not in the repository"
-  git_in src reset --quiet --hard "$BOOP_COMMIT"
-fi
-git_in src clean --quiet -ffdx -e /resources/_gen       # hugo's pictures, kept for the next run
-if [[ -e src/.gitmodules ]]; then
-  git_in src submodule --quiet sync --recursive
-  git_in src submodule --quiet update --init --recursive --force
-fi
-find src -name .git -prune -o -type l -print0 >links
-while IFS= read -rd '' link; do
-  case $(realpath -m -- "$link")/ in
-    */.git/* | "$work/src/") ;;
-    "$work"/src/*) if [[ -e $link ]]; then continue; fi ;;
-  esac
-  printf 'left out: %q leads out of the repository, or nowhere\n' "${link#src/}"
-  printf '%s\0' "$link" >>links.out
-done <links
-if [[ -e links.out ]]; then xargs -0 rm -f -- <links.out; rm links.out; fi
 subject=$(git_in src log -1 --format='%h: %s (%an)')
 report fetch "${branch:-HEAD} at ${subject//[^[:print:]]/?}"
 
 # --- Build -------------------------------------------------------------------------------
 wait "$sweeper"
-if compgen -G 'src/hugo.[tyj]*' >/dev/null || [[ -d src/config/_default ]] ||
-  { compgen -G 'src/config.[tyj]*' >/dev/null &&
-    [[ -d src/content || -d src/layouts || -d src/themes ]]; }   # config.json may be anyone's
-then
+has() { local name; for name; do if [[ -e src/$name ]]; then return; fi; done; return 1; }
+hugo='' site=src
+if has hugo.{toml,yaml,yml,json} config/_default || {
+  has config.{toml,yaml,yml,json} && has content layouts themes; }      # else anyone's
+then hugo=1 site=site; fi
+find src -name .git -prune -o ! -type f ! -type d -print0 | while IFS= read -rd '' odd; do
+  case ${hugo:+$(realpath -e -- "$odd" 2>/dev/null)}/ in
+    */.git/*) ;;
+    "$work/src"/?*) continue ;;
+  esac
+  printf 'left out: %q is no regular file%s\n' "${odd#src/}" "${hugo:+ of the repository}"
+  rm -- "$odd"
+done
+if [[ $hugo ]]; then
   command -v hugo >/dev/null ||
     die 'this site needs hugo: apt install hugo, or https://gohugo.io/installation/'
   : >building
@@ -191,14 +168,11 @@ then
   if [[ ${status:-} ]]; then die "hugo failed: exit status $status"; fi
   pages=$(find site -name '*.html' -printf . | wc -c)
   if [[ $pages == 0 ]]; then refuse 'hugo made no page: is a theme or the content missing?'; fi
-else
-  mkdir site
-  find src -mindepth 1 -maxdepth 1 ! -name .git -exec cp -RLl -t site -- {} +
-  find site -name .git -prune -exec rm -rf {} +
-  rm -f site/.gitmodules
 fi
-if [[ $(find site -name $'*\n*') ]]; then die 'a file name holds a line break'; fi
-find site -type f -printf '%s\t%P\n' | sort >here
+if [[ $(find "$site" -name .git -prune -o -name $'*\n*' -print) ]]; then
+  die 'a file name holds a line break'
+fi
+find "$site" -name .git -prune -o -type f ! -path src/.gitmodules -printf '%s\t%P\n' | sort >here
 files=$(wc -l <here)
 if [[ $files == 0 ]]; then refuse 'the site is empty.'; fi
 report build "$files files${pages:+, $pages pages}"
@@ -208,12 +182,12 @@ report build "$files files${pages:+, $pages pages}"
 # last published under the same headers, or is not there in its size.
 page_cache=${DEPLOY_CACHE_CONTROL:-public, max-age=60}
 about=$(md5sum <<<"$target ${AWS_ENDPOINT_URL:-} $page_cache" | cut -c-32)
-(cd site && find . -type f -exec md5sum -z {} +) |
+(cd "$site" && cut -f2- "$work/here" | xargs -d '\n' -r md5sum -z --) |
   tr '\0' '\n' | sed "s/^/$about /" | sort >manifest
 touch published
 wait "$lister" || die "cannot see what is in $target"
 sort -o there there
-{ comm -13 published manifest | cut -c70-; comm -23 here there | cut -f2-; } | sort -u >changed
+{ comm -13 published manifest | cut -c68-; comm -23 here there | cut -f2-; } | sort -u >changed
 comm -13 <(cut -f2- here | sort) <(cut -f2- there | sort) >gone
 uploaded=$(wc -l <changed) deleted=$(wc -l <gone) before=$(wc -l <there)
 report compare "$uploaded to upload, $deleted to delete, $((files - uploaded)) unchanged"
@@ -253,9 +227,17 @@ put() {                         # put FOLDER CACHE-CONTROL CONTENT-TYPE
     rm -rf -- "$target/.boop.new"
   fi
 }
-delete_gone() {
-  if [[ $bucket ]]; then        # by size alone, it has nothing to upload any more
-    aws s3 sync --delete --size-only --only-show-errors site "$target"
+delete_gone() {                 # an S3 request deletes up to 1000 names, and fails for some of them
+  local batch failed
+  if [[ $bucket ]]; then
+    while IFS= read -r name; do printf '%s\n' "$prefix$name"; done <gone |
+      sed 's/[\\"]/\\&/g; s/\t/\\t/g; s/.*/{"Key": "&"}/' | split -l 1000 - stage/gone.
+    for batch in stage/gone.*; do
+      printf '{"Quiet": true, "Objects": [%s]}' "$(paste -sd , "$batch")" >"$batch.json"
+      failed=$(aws s3api delete-objects --bucket "$bucket" --delete "file://$batch.json" \
+        --query 'Errors[].[Key,Message]' --output text)
+      if [[ $failed && $failed != None ]]; then die "cannot delete $failed"; fi
+    done
   else
     while IFS= read -r name; do         # unless a new folder has its name by now
       if [[ ! -d $target/$name ]]; then rm -f -- "$target/$name"; fi
@@ -266,7 +248,7 @@ delete_gone() {
 make_way() {                    # where a folder stands in the way of a file, or the reverse
   local name
   while IFS= read -r name; do
-    if [[ -d site/$name || -d $target/$name ]]; then rm -rf -- "${target:?}/$name"; fi
+    if [[ -d $site/$name || -d $target/$name ]]; then rm -rf -- "${target:?}/$name"; fi
   done < <(cat changed gone)
 }
 
@@ -282,7 +264,7 @@ if [[ -s changed || -s gone || -e invalidate ]]; then
     [[ -e $list ]] || break     # nothing but deletions
     batch=${list%.list} class=${list:6:1}
     mkdir "$batch"
-    (cd site && xargs -d '\n' cp -l --parents -t "../$batch" -- <"../$list")
+    (cd "$site" && xargs -d '\n' cp -l --parents -t "../$batch" -- <"../$list")
     type_of "${batch##*.}"
     put "$batch" "${cache[class]}" "$type"
   done
@@ -295,7 +277,7 @@ if [[ -s changed || -s gone || -e invalidate ]]; then
 fi
 mv manifest published
 rm -f invalidate
-bytes=$(cd site && tr '\n' '\0' <../changed | du -bc --files0-from=- | tail -n 1 | cut -f1)
+bytes=$(cd "$site" && tr '\n' '\0' <../changed | du -bc --files0-from=- | tail -n 1 | cut -f1)
 rm -rf stage
 since=$began
 sum="$uploaded uploaded ($(numfmt --to=iec "$bytes")B), $deleted deleted"

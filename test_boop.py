@@ -2291,7 +2291,6 @@ class ByHand(Case):
 # --- deploy.sh ------------------------------------------------------------------------
 
 DEPLOY = HERE / "deploy.sh"
-PASSWORD = "s3cr:et%pass"  # a password that needs "%" codes in a URL
 
 
 class Repository:
@@ -2568,7 +2567,7 @@ class DeployToFolder(DeployCase):
         before = tree(self.target)
         output = self.run_it(status=1, BOOP_REPO=self.folder / "nowhere")
         self.assertIn("cannot fetch", output)
-        self.assertIn("does not appear to be a git repository", output)
+        self.assertIn("does not exist", output)
         self.assertIn("cannot fetch", self.run_it(status=1, BOOP_BRANCH="nope"))
         self.repository.commit("Typo", {"layouts/index.html": "{{ .Nope }"})
         output = self.run_it(status=1)
@@ -2667,15 +2666,13 @@ class DeployToFolder(DeployCase):
             output = self.run_it(DEPLOY_FORCE=1)
             everything = tree(self.target)
             for name in links:
-                self.assertIn(f"static/{name} leads out", output)
+                self.assertIn(f"static/{name} is no regular file", output)
                 self.assertFalse(
                     [key for key in everything if key.split("/")[-1] == name]
                 )
             for content in everything.values():
                 self.assertNotRegex(content, b"SECRET|root:|\\[core\\]")
-            self.assertEqual(
-                everything["within.txt" if hugo else "static/within.txt"], b"real"
-            )
+            self.assertEqual(everything.get("within.txt"), b"real" if hugo else None)
 
     def test_it_works_in_its_own_folder_wherever_it_is_started(self):
         self.plain()
@@ -2737,20 +2734,13 @@ class DeployToFolder(DeployCase):
         for settings, expected in (
             ({"BOOP_EXACT": 1, "BOOP_COMMIT": old}, b"old"),
             ({"BOOP_COMMIT": old, "BOOP_TRIGGER": "push"}, b"new"),
-            ({"BOOP_COMMIT": old, "BOOP_TRIGGER": "manual"}, b"old"),
-            ({"BOOP_COMMIT": old, "BOOP_TRIGGER": "manual", "BOOP_EXACT": ""}, b"new"),
-            (
-                {"BOOP_COMMIT": old, "BOOP_TRIGGER": "interrupted", "BOOP_EXACT": 1},
-                b"old",
-            ),
-            ({"BOOP_COMMIT": "", "BOOP_TRIGGER": "manual"}, b"new"),
+            ({"BOOP_COMMIT": "", "BOOP_EXACT": 1}, b"new"),
         ):
             self.run_it(**settings)
             self.assertEqual(tree(self.target)["i.html"], expected, settings)
         for commit in ("f" * 40, "--help", "main"):
             output = self.run_it(status=1, BOOP_EXACT=1, BOOP_COMMIT=commit)
-            self.assertEqual(output.count("\n"), 1, output)
-            self.assertIn("commit", output)
+            self.assertRegex(output.splitlines()[-1], "^deploy: .*(commit|f{40})")
         self.assertEqual(tree(self.target)["i.html"], b"new")
 
     def test_a_commit_that_was_pushed_over_can_still_be_put_live(self):
@@ -2904,16 +2894,14 @@ class DeployToFolder(DeployCase):
             self.assertTrue(line.isprintable(), line)
         self.assertRegex(lines[0], r"HEAD at [0-9a-f]{7,}: Fix .*typo. \(Ann\)")
 
-    def test_credentials_in_the_url_reach_the_server_and_nothing_else(self):
+    def test_the_header_that_boop_hands_to_git_reaches_the_server_alone(self):
         self.plain()
         self.repository.git("update-server-info")
-        seen = []
+        header = "Basic " + base64.b64encode(b"ann:s3cr:et").decode()
 
         class Handler(http.server.SimpleHTTPRequestHandler):
             def do_GET(handler):
-                seen.append(handler.headers.get_all("Authorization"))
-                expected = base64.b64encode(f"ann:{PASSWORD}".encode()).decode()
-                if seen[-1] != [f"Basic {expected}"]:
+                if handler.headers.get_all("Authorization") != [header]:
                     handler.send_error(401)
                 else:
                     super().do_GET()
@@ -2922,33 +2910,15 @@ class DeployToFolder(DeployCase):
                 pass
 
         with serving(lambda *a: Handler(*a, directory=self.repository.path)) as port:
-            self.wrap("git", f'echo "$@" >>{self.folder}/calls')
-            url = f"http://ann:{urllib.parse.quote(PASSWORD, safe='')}@127.0.0.1:{port}/.git"
-            header = "Basic " + base64.b64encode(f"ann:{PASSWORD}".encode()).decode()
-            by_boop = {
-                "GIT_CONFIG_COUNT": 1,
-                "GIT_CONFIG_VALUE_0": f"Authorization: {header}",
-                "GIT_CONFIG_KEY_0": f"http.http://127.0.0.1:{port}/.extraHeader",
-            }
-            outputs = [
-                self.run_it(BOOP_REPO=url),
-                self.run_it(BOOP_REPO=url, **by_boop),
-                self.run_it(BOOP_REPO=url.replace("ann:", "eve:"), status=1),
-                self.run_it(BOOP_REPO=url + "x", status=1),
-            ]
+            output = self.run_it(
+                BOOP_REPO=f"http://127.0.0.1:{port}/.git",
+                GIT_CONFIG_COUNT=1,
+                GIT_CONFIG_KEY_0=f"http.http://127.0.0.1:{port}/.extraHeader",
+                GIT_CONFIG_VALUE_0=f"Authorization: {header}",
+            )
         self.assertEqual(len(tree(self.target)), 3)
-        outputs += [
-            (self.folder / "calls").read_text(),
-            (self.state / "work/src/.git/config").read_text(),
-        ]
-        for text in outputs:
-            for secret in (
-                PASSWORD,
-                urllib.parse.quote(PASSWORD, safe=""),
-                "s3cr",
-                "YW5u",
-            ):
-                self.assertNotIn(secret, text)
+        output += (self.state / "work/src/.git/config").read_text()
+        self.assertNotIn(header.split()[1], output)
 
 
 @contextlib.contextmanager
@@ -3203,7 +3173,7 @@ class DeployToS3(DeployCase):
         ]
         self.assertEqual(set(order[:3]), {"z.css", f"z.{'ab' * 16}.js", "z.woff2"})
         self.assertEqual(set(order[3:6]), {"a.html", "index.html", "feed.xml"})
-        self.assertEqual(order[6:], ["DELETE"] * 2)
+        self.assertEqual(order[6:], ["DELETE"])
         self.assertEqual(self.content(), self.files())
 
     def test_killed_at_any_request_the_next_run_ends_with_exactly_the_site(self):
