@@ -11,16 +11,20 @@
 #   BOOP_COMMIT           the commit to deploy, if BOOP_EXACT=1 (a rollback); otherwise it is
 #                         only news, and the branch's tip is deployed
 #   BOOP_STATE            the state folder
+#   BOOP_RESULT           a file for lines of name=value, which boop reads when it ends:
+#                         commit, message, author, url, and the reason of a failure
 #   BOOP_NUMBER BOOP_TRIGGER BOOP_MESSAGE BOOP_AUTHOR       not used here
-#   DEPLOY_TO             s3://bucket[/prefix], or a folder; default $BOOP_STATE/public.
-#                         What is there and not in the site is deleted
+#   DEPLOY_TO             s3://bucket[/prefix], or a folder; default $BOOP_STATE/public
+#   DEPLOY_URL            the site's address, for boop's record; default: hugo's baseURL
 #   DEPLOY_FULL=1         trust nothing remembered: clone, build and upload everything
-#   DEPLOY_FORCE=1        publish even an empty site, or one that lost most of its files
+#   DEPLOY_FORCE=1        publish even a site that is empty, lost its home page or most of
+#                         its files, and delete what else is in DEPLOY_TO
 #   DEPLOY_CACHE_CONTROL  S3: the pages' Cache-Control; default "public, max-age=60"
 #   DEPLOY_CLOUDFRONT     the distribution to invalidate when something changed
 #
 # The order is the promise: new assets, then pages, deletions last. A visitor never gets a
-# page before its stylesheet, and a step that fails leaves the next ones undone.
+# page before its stylesheet, and a step that fails leaves the next ones undone. Only what
+# was published from here is ever deleted (work/manifests has a list for each target).
 #
 # Without a Hugo configuration, the repository is the site, as it is: its regular files,
 # without .git and .gitmodules. Hugo follows symbolic links, within the repository only.
@@ -34,22 +38,38 @@ export AWS_PAGER=''
 unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX GIT_COMMON_DIR GIT_NAMESPACE CDPATH
 unset GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_QUARANTINE_PATH
 
-die() { printf 'deploy: %s\n' "$*" >&2; exit 1; }
+plain() { local text=${*//[[:cntrl:]]/ }; printf '%s\n' "${text:0:300}"; }
+result() {                      # result NAME VALUE: for boop's record
+  if [[ ${BOOP_RESULT:-} && $2 ]]; then plain "$1=$2" >>"$BOOP_RESULT"; fi
+}
+die() { plain "deploy: $*" >&2; result reason "$*"; exit 1; }
+refuse() {                      # what looks like an accident needs an owner's word
+  if [[ ${DEPLOY_FORCE:-} != 1 ]]; then die "$1: not published without DEPLOY_FORCE=1"; fi
+}
+try() {                         # try WHAT COMMAND...: its own first words say why it failed
+  local said=said.$BASHPID status=0
+  local noise='^(remote: *=*)?$|^(WARN|INFO|hint|[Ww]arning| {4}|[^ ]+: line [0-9]+: )'
+  { "${@:2}" 2>&1 >&3 | tee "$said" >&2; } 3>&1 || status=$?
+  if ((status == 0)); then return; fi
+  said=$(grep -vE "$noise" "$said" | head -n 1 | sed -E "
+    s#$work/(src/)?##g; s/^.*(failed|templates): (\"[^\"]+:[0-9]+:[0-9]+\": )/\2/
+    s/^(([Ee]rror|ERROR|fatal|remote)( [0-9/]+ [0-9:]+)?:? |[Ee]rror building site: )+//") || :
+  die "$1: ${said:-exit status $status}"
+}
 report() {                      # report fetch "main at 1234abc": a line with the step's time
   local now=${EPOCHREALTIME/./} tenths
   tenths=$(((now - since + 50000) / 100000)) since=$now
   printf '%-8s%4d.%d s  %s\n' "$1" $((tenths / 10)) $((tenths % 10)) "$2"
 }
-refuse() {                      # what looks like an accident needs an owner's word
-  if [[ ${DEPLOY_FORCE:-} != 1 ]]; then die "$1 Nothing is published (DEPLOY_FORCE=1: do it)"; fi
-}
 began=${EPOCHREALTIME/./} since=${EPOCHREALTIME/./}
 
 # --- Where -----------------------------------------------------------------------------
-repo=${BOOP_REPO:?the URL or path of the repository to deploy} branch=${BOOP_BRANCH:-}
+if [[ ! ${BOOP_REPO:-} ]]; then die 'BOOP_REPO is not set: which repository to deploy?'; fi
+repo=$BOOP_REPO branch=${BOOP_BRANCH:-}
 state=$(realpath -m -- "${BOOP_STATE:-${XDG_STATE_HOME:-$HOME/.local/state}/boop}")
 work=$state/work target=${DEPLOY_TO:-$state/public} bucket=''
 if [[ -d $repo ]]; then repo=$(realpath -- "$repo"); fi
+if [[ $target/ == \~/* ]]; then target=$HOME${target:1}; fi     # no shell has seen it yet
 case $target in
   s3://?*)
     bucket=${target#s3://} bucket=${bucket%%/*} target=${target%/}
@@ -58,58 +78,54 @@ case $target in
   *)
     target=$(realpath -m -- "$target")
     for precious in "${HOME:-/}" "$work" "$repo"; do
-      if [[ $precious/ == "${target%/}"/* ]]; then
-        die "DEPLOY_TO=$target would delete $precious"
-      fi
+      if [[ $precious/ == "${target%/}"/* ]]; then die "DEPLOY_TO=$target holds $precious"; fi
     done
     if [[ $target/ == "$work"/* || -e $target/.git ]]; then
       die "DEPLOY_TO=$target is boop's own work folder, or somebody's git checkout"
     fi ;;
 esac
 
-mkdir -p -- "$work"
+mkdir -p -- "$work/manifests"
 cd -- "$work"
 chmod 700 .
 # Whatever a killed run left behind (an aws that still uploads) holds this lock as well.
 exec 9>>lock
 flock -n 9 || { echo 'waiting for an earlier run to end'; flock 9; report wait 'it ended'; }
 export GIT_CEILING_DIRECTORIES=$work    # a damaged src must not lead git to a repository above
+rm -rf site stage said.*
 
 aws() {                         # older versions do not know AWS_ENDPOINT_URL
   local url=${AWS_ENDPOINT_URL:-}
   if [[ $1 != cloudfront ]]; then url=${AWS_ENDPOINT_URL_S3:-$url}; fi
   command aws ${url:+--endpoint-url "$url"} "$@"
 }
-
-# --- What is published now: "size<tab>name" lines ----------------------------------------
-list() {
-  if [[ ! $bucket ]]; then
-    rm -rf -- "$target/.boop.new"
-    mkdir -p -- "$target"
-    find "$target" ! -type d -printf '%s\t%P\n'
-    return
+list() {                        # what is published now: "size<tab>name" lines
+  if [[ $bucket ]]; then        # but not "None", nor a console's "folder/"
+    aws s3api list-objects-v2 --bucket "$bucket" --prefix "$prefix" \
+      --query 'Contents[].[Size,Key]' --output text |
+      sed -nE "s/^([0-9]+\t).{${#prefix}}(.*[^/])\$/\1\2/p"
+  else
+    rm -rf -- "$target/.boop.new" && mkdir -p -- "$target" &&
+      find "$target" ! -type d -printf '%s\t%P\n'
   fi
-  aws s3api list-objects-v2 --bucket "$bucket" --prefix "$prefix" \
-    --query 'Contents[].[Size,Key]' --output text |
-    while IFS=$'\t' read -r size key; do        # not "None", nor a console's "folder/"
-      if [[ $key == "$prefix"*[!/] ]]; then printf '%s\t%s\n' "$size" "${key#"$prefix"}"; fi
-    done
 }
 # aws takes half a second to start: meanwhile, git and hugo work.
-list >there & lister=$!
-rm -rf site stage & sweeper=$!
+try "cannot list $target" list >there & lister=$!
 trap 'kill "$lister" 2>/dev/null || :' EXIT
 
 # --- Fetch -------------------------------------------------------------------------------
-upload_pack=() exact=''
+upload_pack=() lfs=() exact=''
 if [[ -d ${repo#file://} ]]; then  # named by our owner, so it may belong to another user
   upload_pack=(--upload-pack 'git -c safe.directory=* upload-pack')
+fi
+if command -v git-lfs >/dev/null; then     # as "git lfs install" would, which nobody may have run
+  lfs=(-c filter.lfs.process='git-lfs filter-process' -c filter.lfs.required=true)
 fi
 if [[ ${BOOP_EXACT:-} == 1 && ${BOOP_COMMIT:-} ]]; then
   exact=$BOOP_COMMIT
   [[ $exact =~ ^[0-9a-f]{7,64}$ ]] || die 'BOOP_COMMIT is not the name of a commit'
 fi
-git_in() { command git -c gc.autoDetach=false -C "$@"; }
+git_in() { command git -c gc.autoDetach=false "${lfs[@]}" -C "$@"; }
 fetch() {                       # fetch FOLDER REF
   git_in "$1" fetch --quiet --force --no-tags --update-shallow --no-recurse-submodules \
     "${upload_pack[@]}" origin "$2"
@@ -130,70 +146,103 @@ clone() {                       # with its history, which enableGitInfo wants
       ${branch:+--branch "$branch"} "${upload_pack[@]}" -- "$repo" src.new &&
     update src.new && rm -rf src && mv src.new src
 }
-if [[ ${DEPLOY_FULL:-} == 1 ]]; then rm -rf published; fi
+if [[ ${DEPLOY_FULL:-} == 1 ]]; then rm -rf src; fi
 if [[ ${DEPLOY_FULL:-} == 1 || -e building ]]; then
-  rm -rf src cache              # hugo was killed: it may have left half a picture
+  rm -rf cache src/resources/_gen       # hugo was killed: it may have left half a picture
 fi
 if [[ -e src/.git && $(git_in src config remote.origin.url || :) == "$repo" ]] && update src
 then :; else
   if [[ -e src ]]; then echo 'the last clone is of no use here: cloning afresh'; fi
-  clone || die "cannot fetch ${exact:-${branch:-the default branch}} from the repository"
+  try "cannot fetch ${exact:-${branch:-the default branch}}" clone
 fi
-subject=$(git_in src log -1 --format='%h: %s (%an)')
+mapfile -t tip < <(git_in src log -1 --format=%h%n%H%n%s%n%an)
+result commit "${tip[1]}"
+result message "${tip[2]}"
+result author "${tip[3]}"
+subject="${tip[0]}: ${tip[2]} (${tip[3]})"
 report fetch "${branch:-HEAD} at ${subject//[^[:print:]]/?}"
+if [[ ! ${lfs[*]} ]] && grep -rqs --include=.gitattributes filter=lfs src; then
+  rm -rf src                    # its files are pointers: to be checked out anew
+  die 'this repository uses Git LFS: apt install git-lfs'
+fi
 
 # --- Build -------------------------------------------------------------------------------
-wait "$sweeper"
 has() { local name; for name; do if [[ -e src/$name ]]; then return; fi; done; return 1; }
 hugo='' site=src
 if has hugo.{toml,yaml,yml,json} config/_default || {
-  has config.{toml,yaml,yml,json} && has content layouts themes; }      # else anyone's
+  has config.{toml,yaml,yml,json} && has content layouts themes; }      # else it is anyone's
 then hugo=1 site=site; fi
 find src -name .git -prune -o ! -type f ! -type d -print0 | while IFS= read -rd '' odd; do
   case ${hugo:+$(realpath -e -- "$odd" 2>/dev/null)}/ in
     */.git/*) ;;
     "$work/src"/?*) continue ;;
+    *) ;;
   esac
   printf 'left out: %q is no regular file%s\n' "${odd#src/}" "${hugo:+ of the repository}"
   rm -- "$odd"
 done
+build() {
+  hugo --source src --destination "$work/site" --cacheDir "${HUGO_CACHEDIR:-$work/cache}" 2>&1 |
+    { grep -vE '^$|^(Start building|Building sites|hugo v|Total in)|^ +.*\||^-+\+' || :; } >&2
+}
 if [[ $hugo ]]; then
   command -v hugo >/dev/null ||
     die 'this site needs hugo: apt install hugo, or https://gohugo.io/installation/'
   : >building
-  hugo --source src --destination "$work/site" --cacheDir "${HUGO_CACHEDIR:-$work/cache}" 2>&1 |
-    { grep -vE '^$|^(Start building|Building sites|hugo v|Total in)|^ +.*\||^-+\+' || :; } ||
-    status=$?
-  if ((${status:-0} < 128)); then rm building; fi
-  if [[ ${status:-} ]]; then die "hugo failed: exit status $status"; fi
-  pages=$(find site -name '*.html' -printf . | wc -c)
-  if [[ $pages == 0 ]]; then refuse 'hugo made no page: is a theme or the content missing?'; fi
+  try 'hugo failed' build
+  rm building
+  if [[ ! ${DEPLOY_URL:-} ]]; then
+    DEPLOY_URL=$(hugo config --source src 2>/dev/null | sed -nE \
+      "s#^baseurl *= *[\"'](https?://[^\"']+)[\"']#\1#ip" | grep -vi '//example\.' || :)
+  fi
+  pages=$({ grep -rLi --include='*.html' 'http-equiv="\?refresh' site || :; } | wc -l)
+  if [[ ! -e site/index.html || $pages == 0 ]]; then      # an alias is no page
+    refuse 'hugo made no home page (is the theme or a template missing?)'
+  fi
 fi
-if [[ $(find "$site" -name .git -prune -o -name $'*\n*' -print) ]]; then
-  die 'a file name holds a line break'
+site_files() { find "$site" -name .git -prune -o -type f ! -path src/.gitmodules "$@"; }
+# A tab is harmless; what else is no text would break a list of names, or S3's own.
+IFS= read -rd '' bad < <(site_files -printf '%P\0' | grep -zavxE $'([^[:cntrl:]]|\t)+') || :
+if [[ $bad ]]; then
+  die "the name of the file $(printf %q "$bad") is not UTF-8, or holds a line break"
 fi
-find "$site" -name .git -prune -o -type f ! -path src/.gitmodules -printf '%s\t%P\n' | sort >here
+site_files -printf '%s\t%P\n' | sort >here
 files=$(wc -l <here)
-if [[ $files == 0 ]]; then refuse 'the site is empty.'; fi
+if [[ $files == 0 ]]; then refuse 'the site is empty'; fi
 report build "$files files${pages:+, $pages pages}"
 
 # --- Compare -----------------------------------------------------------------------------
-# hugo writes every file anew, so contents decide: what differs from the digest of what was
-# last published under the same headers, or is not there in its size.
+# A target's manifest has "digest<tab>name" lines for all that was put there from here. hugo
+# writes every file anew, so contents decide: what has not the digest that was published, or
+# is not there in its size. While publishing, the digest of a file that is about to change or
+# go is "-", and of one that was never there "+": not believed, but ours.
 page_cache=${DEPLOY_CACHE_CONTROL:-public, max-age=60}
-about=$(md5sum <<<"$target ${AWS_ENDPOINT_URL:-} $page_cache" | cut -c-32)
-(cd "$site" && cut -f2- "$work/here" | xargs -d '\n' -r md5sum -z --) |
-  tr '\0' '\n' | sed "s/^/$about /" | sort >manifest
-touch published
-wait "$lister" || die "cannot see what is in $target"
+manifest=manifests/$(md5sum <<<"$target ${AWS_ENDPOINT_URL:-}" | cut -c-32)
+headers=$(md5sum <<<"$page_cache" | cut -c-8)
+doubt() { sed '/^+/!s/^[^\t]*/-/'; }
+cut -f2- here | (cd "$site" && xargs -d '\n' -r md5sum -z --) | tr '\0' '\n' |
+  sed -E "s/^(.{32})  /$headers\1\t/" | sort >manifest
+touch "$manifest"
+if [[ ${DEPLOY_FULL:-} == 1 ]]; then doubt <"$manifest" | sort >was; else cp "$manifest" was; fi
+wait "$lister" || exit 1
 sort -o there there
-{ comm -13 published manifest | cut -c68-; comm -23 here there | cut -f2-; } | sort -u >changed
-comm -13 <(cut -f2- here | sort) <(cut -f2- there | sort) >gone
-uploaded=$(wc -l <changed) deleted=$(wc -l <gone) before=$(wc -l <there)
-report compare "$uploaded to upload, $deleted to delete, $((files - uploaded)) unchanged"
-if ((before > 20 && deleted > before / 2)); then
-  refuse "this would delete $deleted of the $before files in $target."
+cut -f2- here | sort >names
+cut -f2- was | sort >ours
+sed '/^+/d' was | cut -f2- | sort | comm -23 - names >lost
+{ comm -13 was manifest; comm -23 here there; } | cut -f2- | sort -u >changed
+cut -f2- there | sort >standing
+comm -23 ours names | comm -12 - standing >gone
+sort -u ours names | comm -13 - standing >others
+if [[ ${DEPLOY_FORCE:-} == 1 ]]; then
+  sort -o gone gone others
+elif [[ -s others ]]; then
+  echo "$(wc -l <others) files here are not boop's: left alone; DEPLOY_FORCE=1 deletes them"
 fi
+uploaded=$(wc -l <changed) deleted=$(wc -l <gone) lost=$(wc -l <lost)
+published=$(sed '/^+/d' was | wc -l)
+report compare "$uploaded to upload, $deleted to delete, $((files - uploaded)) unchanged"
+if ((2 * lost > published)); then refuse "the site lost $lost of its $published files"; fi
+if grep -qxF index.html lost; then refuse 'the site lost its home page, index.html'; fi
 
 # --- Publish -----------------------------------------------------------------------------
 type_of() {                     # for what aws guesses by the machine's mime.types, or not at all
@@ -222,63 +271,61 @@ put() {                         # put FOLDER CACHE-CONTROL CONTENT-TYPE
     aws s3 cp --recursive --only-show-errors "$1" "$target" \
       --cache-control "$2" ${3:+--content-type "$3"}
   else                          # cp links under another name, and renames: never half a file
-    cp -r -- "$1" "$target/.boop.new"
-    cp -rlf -- "$target/.boop.new/." "$target"
-    rm -rf -- "$target/.boop.new"
+    cp -r -- "$1" "$target/.boop.new" && cp -rlf -- "$target/.boop.new/." "$target" &&
+      rm -rf -- "$target/.boop.new"
   fi
 }
-delete_gone() {                 # an S3 request deletes up to 1000 names, and fails for some of them
+delete_objects() {              # a request takes 1000 names, and answers 200 if some of them fail
   local batch failed
-  if [[ $bucket ]]; then
-    while IFS= read -r name; do printf '%s\n' "$prefix$name"; done <gone |
-      sed 's/[\\"]/\\&/g; s/\t/\\t/g; s/.*/{"Key": "&"}/' | split -l 1000 - stage/gone.
-    for batch in stage/gone.*; do
-      printf '{"Quiet": true, "Objects": [%s]}' "$(paste -sd , "$batch")" >"$batch.json"
-      failed=$(aws s3api delete-objects --bucket "$bucket" --delete "file://$batch.json" \
-        --query 'Errors[].[Key,Message]' --output text)
-      if [[ $failed && $failed != None ]]; then die "cannot delete $failed"; fi
-    done
-  else
-    while IFS= read -r name; do         # unless a new folder has its name by now
-      if [[ ! -d $target/$name ]]; then rm -f -- "$target/$name"; fi
-    done <gone
-    find "$target" -mindepth 1 -type d -empty -delete
-  fi
+  while IFS= read -r name; do printf '%s\n' "$prefix$name"; done <gone |
+    sed 's/[\\"]/\\&/g; s/\t/\\t/g; s/.*/{"Key": "&"}/' | split -l 1000 - stage/gone.
+  for batch in stage/gone.*; do
+    printf '{"Quiet": true, "Objects": [%s]}' "$(paste -sd , "$batch")" >"$batch.json"
+    failed=$(aws s3api delete-objects --bucket "$bucket" --delete "file://$batch.json" \
+      --query 'Errors[].[Code,Key]' --output text) || return
+    if [[ $failed != None ]]; then printf '%s\n' "$failed" >&2; return 1; fi
+  done
 }
-make_way() {                    # where a folder stands in the way of a file, or the reverse
+delete_files() {                # and the folders that they leave empty
+  (cd "$target" && xargs -d '\n' -r rm -f -- && sed -n 's|/[^/]*$||p' "$work/gone" |
+    { xargs -d '\n' -r rmdir -p --ignore-fail-on-non-empty -- 2>/dev/null || :; }) <gone
+}
+swapped() {                     # is a file of the new site a folder in the old one, or the reverse?
   local name
   while IFS= read -r name; do
-    if [[ -d $site/$name || -d $target/$name ]]; then rm -rf -- "${target:?}/$name"; fi
+    if [[ -d $site/$name || -d $target/$name ]]; then return; fi
   done < <(cat changed gone)
+  return 1
 }
+delete() { if [[ $bucket ]]; then delete_objects; else delete_files; fi; }
 
-if [[ -s changed || -s gone || -e invalidate ]]; then
-  # From here on, until the end, what is about to be replaced is not known to be there.
-  comm -12 published manifest >published.new
-  mv published.new published
-  if [[ ${DEPLOY_CLOUDFRONT:-} ]]; then : >invalidate; fi
+if [[ -s changed || -s gone ]] || ! cmp -s "$manifest" manifest; then
+  { comm -12 was manifest
+    comm -23 was manifest | doubt
+    comm -23 names ours | sed 's/^/+\t/'; } | sort >manifest.new
+  mv manifest.new "$manifest"
   mkdir stage
   sort_out <changed
-  if [[ ! $bucket ]]; then make_way; fi
+  if [[ ! $bucket ]] && swapped; then try "cannot delete in $target" delete && : >gone; fi
   for list in stage/*.list; do
     [[ -e $list ]] || break     # nothing but deletions
     batch=${list%.list} class=${list:6:1}
     mkdir "$batch"
     (cd "$site" && xargs -d '\n' cp -l --parents -t "../$batch" -- <"../$list")
     type_of "${batch##*.}"
-    put "$batch" "${cache[class]}" "$type"
+    try "cannot publish to $target" put "$batch" "${cache[class]}" "$type"
   done
-  if [[ -s gone ]]; then delete_gone; fi
+  if [[ -s gone ]]; then try "cannot delete in $target" delete; fi
   report publish "$target"
   if [[ ${DEPLOY_CLOUDFRONT:-} ]]; then
-    aws cloudfront create-invalidation --distribution-id "$DEPLOY_CLOUDFRONT" --paths '/*' >/dev/null
+    try "cannot invalidate CloudFront's $DEPLOY_CLOUDFRONT" aws cloudfront create-invalidation \
+      --distribution-id "$DEPLOY_CLOUDFRONT" --paths '/*' >/dev/null
     report purge "CloudFront $DEPLOY_CLOUDFRONT"
   fi
 fi
-mv manifest published
-rm -f invalidate
-bytes=$(cd "$site" && tr '\n' '\0' <../changed | du -bc --files0-from=- | tail -n 1 | cut -f1)
+mv manifest "$manifest"
+result url "${DEPLOY_URL:-}"
 rm -rf stage
 since=$began
-sum="$uploaded uploaded ($(numfmt --to=iec "$bytes")B), $deleted deleted"
-report 'live' "${subject%%:*}: ${pages:+$pages pages, }$sum, $((files - uploaded)) unchanged"
+sum="$uploaded uploaded, $deleted deleted, $((files - uploaded)) unchanged"
+report 'live' "${tip[0]}: ${pages:+$pages pages, }$sum"

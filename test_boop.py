@@ -2296,10 +2296,10 @@ DEPLOY = HERE / "deploy.sh"
 class Repository:
     """A git repository that a test writes into."""
 
-    def __init__(self, path, environment):
+    def __init__(self, path, environment, *options):
         self.path, self.environment = pathlib.Path(path), environment
         self.path.mkdir(parents=True)
-        self.git("init", "-q", "-b", "main")
+        self.git("init", "-q", "-b", "main", *options)
 
     def git(self, *arguments):
         return subprocess.run(
@@ -2315,9 +2315,7 @@ class Repository:
         for name, content in files.items():
             path = self.path / name
             if content is None:
-                path.unlink()
-                with contextlib.suppress(OSError):
-                    path.parent.rmdir()
+                self.git("rm", "-qr", "--", name)
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(
@@ -2331,20 +2329,28 @@ class Repository:
         self.git("commit", "-q", "--allow-empty", "-m", message)
         return self.git("rev-parse", "HEAD")
 
+    def files(self):
+        """What a plain site of it is."""
+        names = self.git("ls-files", "-z").split("\0")
+        return {name: (self.path / name).read_bytes() for name in names if name}
 
+
+CONFIG = 'baseURL = "https://example.org/"\ntitle = "Site"\nenableGitInfo = true\n'
+LIST = "{{ range .Pages }}<a href='{{ .RelPermalink }}'>{{ .Title }}</a>{{ end }}"
 BLOG = {
-    "hugo.toml": 'baseURL = "https://example.org/"\ntitle = "Site"\nenableGitInfo = true\n',
-    "config.toml": 'baseURL = "https://example.org/"\ntitle = "Site"\nenableGitInfo = true\n',
-    "layouts/_default/single.html": '{{ $c := resources.Get "app.css" | fingerprint }}<link href="{{ $c.RelPermalink }}">'
-    "<h1>{{ .Title }}</h1>{{ .Lastmod }} {{ with .GitInfo }}{{ .Subject }}{{ end }}"
-    "{{ .Content }}",
-    "layouts/_default/list.html": "{{ range .Pages }}<a href='{{ .RelPermalink }}'>{{ .Title }}</a>{{ end }}",
-    "layouts/index.html": "{{ range .Site.RegularPages }}<a href='{{ .RelPermalink }}'>{{ .Title }}</a>{{ end }}",
+    "hugo.toml": CONFIG,
+    "config.toml": CONFIG,  # for hugo before 0.110
+    "layouts/_default/single.html": '{{ $c := resources.Get "app.css" | fingerprint }}'
+    '<link href="{{ $c.RelPermalink }}"><h1>{{ .Title }}</h1>{{ .Lastmod }} '
+    "{{ with .GitInfo }}{{ .Subject }}{{ end }}{{ .Content }}",
+    "layouts/_default/list.html": LIST,
+    "layouts/index.html": LIST.replace(".Pages", ".Site.RegularPages"),
     "assets/app.css": "body { color: black }",
     "static/robots.txt": "User-agent: *\n",
     "content/post/one.md": "---\ntitle: One\ndate: 2024-01-01\n---\nFirst text\n",
     "content/post/two.md": "---\ntitle: Two\ndate: 2024-01-02\n---\nSecond text\n",
 }
+PLAIN = {f"p{n}.html": f"page {n}" for n in range(3)}
 
 
 class DeployCase(unittest.TestCase):
@@ -2354,17 +2360,16 @@ class DeployCase(unittest.TestCase):
         holder = tempfile.TemporaryDirectory()
         self.addCleanup(holder.cleanup)
         self.folder = pathlib.Path(holder.name).resolve()
-        self.bin = self.folder / "bin"
+        self.bin, self.home = self.folder / "bin", self.folder / "home"
         self.bin.mkdir()
-        home = self.folder / "home"
-        home.mkdir()
-        (home / ".gitconfig").write_text(
+        self.home.mkdir()
+        (self.home / ".gitconfig").write_text(
             "[user]\nname = Ann\nemail = ann@example.org\n"
             '[protocol "file"]\nallow = always\n'
         )
         self.environment = {
             "PATH": f"{self.bin}:{os.environ['PATH']}",
-            "HOME": str(home),
+            "HOME": str(self.home),
             "TZ": "UTC",
             "GIT_CONFIG_NOSYSTEM": "1",
             "PYENV_ROOT": os.path.expanduser("~/.pyenv"),  # an aws that is a shim of it
@@ -2372,23 +2377,23 @@ class DeployCase(unittest.TestCase):
         self.repository = self.new_repository("repository")
         self.state = self.folder / "state"
         self.target = self.state / "public"
+        self.result = self.folder / "result"
         self.settings = {
-            "BOOP_REPO": str(self.repository.path),
-            "BOOP_STATE": str(self.state),
+            "BOOP_REPO": self.repository.path,
+            "BOOP_STATE": self.state,
+            "BOOP_RESULT": self.result,
         }
 
-    def new_repository(self, name):
-        return Repository(self.folder / name, dict(self.environment))
+    def new_repository(self, name, *options):
+        return Repository(self.folder / name, dict(self.environment), *options)
 
     def start(self, cwd=None, **settings):
         environment = {**self.environment, **self.settings, **settings}
-        environment = {
-            name: str(value) for name, value in environment.items() if value is not None
-        }
+        self.result.write_text("")
         return subprocess.Popen(
             [DEPLOY],
             cwd=cwd or self.folder,
-            env=environment,
+            env={k: str(v) for k, v in environment.items() if v is not None},
             text=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -2402,205 +2407,276 @@ class DeployCase(unittest.TestCase):
         self.assertEqual(bool(process.returncode), bool(status), output)
         return output
 
+    def results(self):
+        """What the last run left for boop."""
+        return dict(line.split("=", 1) for line in self.result.read_text().splitlines())
+
+    def refused(self, **settings):
+        """The reason of a run that fails, which is also what it says last."""
+        output = self.run_it(status=1, **settings)
+        reason = self.results()["reason"]
+        self.assertEqual(output.splitlines()[-1], f"deploy: {reason}", output)
+        return reason
+
+    def live(self):
+        return tree(self.target)
+
     def wrap(self, program, line):
         """Put a line of shell before a program that deploy.sh calls."""
         real = shutil.which(program)
         (self.bin / program).write_text(f'#!/bin/bash\n{line}\nexec {real} "$@"\n')
         (self.bin / program).chmod(0o755)
 
-    def hugo_makes(self, commit="HEAD"):
+    def without(self, missing):
+        """A PATH that lacks one program."""
+        for folder in ("/usr/bin", "/bin"):
+            for path in pathlib.Path(folder).iterdir():
+                if path.name != missing and not (self.bin / path.name).exists():
+                    (self.bin / path.name).symlink_to(path)
+        return {"PATH": self.bin}
+
+    def hugo_site(self):
+        tool("hugo", "hugo")
+        self.repository.commit("Start", BLOG, "2024-02-03T04:05:06Z")
+
+    def hugo_makes(self):
         clone = pathlib.Path(tempfile.mkdtemp(dir=self.folder))
-        self.repository.git(
-            "clone", "-q", "--recurse-submodules", ".", str(clone / "src")
-        )
-        for words in (
-            ["git", "checkout", "-q", commit],
-            ["hugo", "--quiet", "--destination", clone / "out"],
-        ):
-            subprocess.run(
-                words,
-                cwd=clone / "src",
-                check=True,
-                env=self.environment,
-                capture_output=True,
-            )
+        self.repository.git("clone", "-q", ".", str(clone / "src"))
+        words = ["hugo", "--quiet", "--destination", clone / "out"]
+        subprocess.run(words, cwd=clone / "src", check=True, env=self.environment)
         return tree(clone / "out")
 
 
 class DeployToFolder(DeployCase):
     """Publishing to a folder, and all that does not depend on the target."""
 
-    def hugo_site(self):
-        tool("hugo", "hugo")
-        self.repository.commit("Start", BLOG, "2024-02-03T04:05:06Z")
-
-    def plain(self, count=3):
-        self.repository.commit(
-            "Start", {f"p{n}.html": f"page {n}" for n in range(count)}
-        )
+    def plain(self, files=PLAIN):
+        self.repository.commit("Start", files)
 
     def test_what_is_published_is_byte_for_byte_what_hugo_makes_with_gits_dates(self):
         self.hugo_site()
-        self.repository.commit(
-            "Later",
-            {"content/post/two.md": "---\ntitle: Two\n---\nNew\n"},
-            "2024-03-04T05:06:07Z",
-        )
+        two = {"content/post/two.md": "---\ntitle: Two\n---\nNew\n"}
+        self.repository.commit("Later", two, "2024-03-04T05:06:07Z")
         self.run_it()
-        self.assertEqual(tree(self.target), self.hugo_makes())
-        self.assertIn(b"2024-02-03 04:05:06", tree(self.target)["post/one/index.html"])
-        self.assertIn(b"2024-03-04 05:06:07", tree(self.target)["post/two/index.html"])
-        for _ in range(2):
-            self.repository.commit(
-                "Again", {"content/post/one.md": "---\ntitle: I\n---\nX\n"}
-            )
-            self.run_it()
-            self.assertEqual(tree(self.target), self.hugo_makes())
+        self.assertEqual(self.live(), self.hugo_makes())
+        self.assertIn(b"2024-02-03 04:05:06", self.live()["post/one/index.html"])
+        self.assertIn(b"2024-03-04 05:06:07", self.live()["post/two/index.html"])
+        one = {"content/post/one.md": "---\ntitle: I\n---\nX\n"}
+        for files in (one, two, {"content/post/one.md": None}):
+            self.repository.commit("Again", files)
+            output = self.run_it()
+            self.assertEqual(self.live(), self.hugo_makes())
+        self.assertIn(" 1 deleted", output)
+        self.assertFalse((self.target / "post/one").exists())  # nor its empty folder
 
     def test_an_edit_of_the_same_size_is_published_and_no_other_file_is_touched(self):
         self.plain()
         self.run_it()
         before = {path.name: path.stat().st_mtime_ns for path in self.target.iterdir()}
         self.repository.commit("Edit", {"p1.html": "PAGE 1"})
-        output = self.run_it()
+        with open(self.target / "p1.html") as reader:  # a visitor, in the middle of it
+            output = self.run_it()
+            self.assertEqual(reader.read(), "page 1")
         after = {path.name: path.stat().st_mtime_ns for path in self.target.iterdir()}
-        self.assertEqual(tree(self.target)["p1.html"], b"PAGE 1")
-        self.assertEqual(
-            [name for name in after if after[name] != before[name]], ["p1.html"]
-        )
-        self.assertIn("1 uploaded (6B), 0 deleted, 2 unchanged", output)
-
-    def test_a_deleted_post_goes_from_the_target_and_its_empty_folder_too(self):
-        self.hugo_site()
-        self.run_it()
-        self.repository.commit("Less", {"content/post/one.md": None})
-        self.assertIn(" 1 deleted", self.run_it())
-        self.assertEqual(tree(self.target), self.hugo_makes())
-        self.assertFalse((self.target / "post/one").exists())
+        self.assertEqual(self.live()["p1.html"], b"PAGE 1")
+        changed = [name for name in after if after[name] != before[name]]
+        self.assertEqual(changed, ["p1.html"])
+        self.assertEqual(os.stat(self.target / "p1.html").st_nlink, 1)
+        self.assertIn("1 uploaded, 0 deleted, 2 unchanged", output)
 
     def test_assets_are_placed_before_pages_and_deletions_come_last(self):
-        self.repository.commit(
-            "Old", {"index.html": "old", "old.css": "o", "old.html": "o"}
-        )
+        old = {"index.html": "old", "k.css": "", "old.css": "o", "old.html": "o"}
+        self.plain(old)
         self.run_it()
         seen = self.folder / "seen"
         look = f'(cd {self.target} && echo "$(echo *) = $(cat index.html)") >>{seen}'
         for program in ("cp", "rm", "mv"):
             self.wrap(program, look)
-        self.repository.commit(
-            "New",
-            {"index.html": "new", "new.css": "n", "old.css": None, "old.html": None},
-        )
+        new = {"index.html": "new", "new.css": "n", "old.css": None, "old.html": None}
+        self.repository.commit("New", new)
         self.run_it()
-        states = list(dict.fromkeys(seen.read_text().split("\n")))
         self.assertEqual(
-            states,
+            list(dict.fromkeys(seen.read_text().splitlines())),
             [
-                "index.html old.css old.html = old",
-                "index.html new.css old.css old.html = old",
-                "index.html new.css old.css old.html = new",
-                "index.html new.css old.html = new",
-                "index.html new.css = new",
-                "",
+                "index.html k.css old.css old.html = old",
+                "index.html k.css new.css old.css old.html = old",
+                "index.html k.css new.css old.css old.html = new",
+                "index.html k.css new.css = new",
             ],
         )
 
-    def test_a_file_is_never_seen_half_written(self):
-        self.plain()
-        self.run_it()
-        with open(self.target / "p1.html") as reader:  # a visitor, in the middle of it
-            self.repository.commit("Edit", {"p1.html": "longer than it was before"})
-            self.run_it()
-            self.assertEqual(reader.read(), "page 1")
-        self.assertEqual(os.stat(self.target / "p1.html").st_nlink, 1)
-
     def test_a_file_may_become_a_folder_and_a_folder_a_file(self):
-        self.repository.commit("One", {"a": "file", "b/c.html": "page", "k.html": "k"})
+        self.plain({"a": "file", "b/c/d.html": "page", "k": "k", "l": "l"})
         self.run_it()
-        self.repository.commit("Two", {"a": None, "b/c.html": None})
+        self.repository.commit("Two", {"a": None, "b/c/d.html": None})
         self.repository.commit("Two", {"a/d.html": "page", "b": "file"})
         self.run_it()
-        self.assertEqual(
-            tree(self.target), {"a/d.html": b"page", "b": b"file", "k.html": b"k"}
+        self.assertEqual(self.live(), self.repository.files())
+
+    def test_a_folder_full_of_photos_keeps_them_unless_forced(self):
+        photos = {f"2023/{n}.jpg": b"mine" for n in range(16)}
+        for name in photos:
+            (self.target / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.target / name).write_bytes(b"mine")
+        (self.target / "empty").mkdir()
+        self.plain({**PLAIN, "2023/page.html": "x"})
+        note = "16 files here are not boop's: left alone"
+        self.assertIn(note, self.run_it())
+        self.repository.commit("Less", {"2023/page.html": None})
+        self.assertIn(note, self.run_it(DEPLOY_FULL=1))
+        self.assertEqual(self.live(), {**self.repository.files(), **photos})
+        self.assertTrue((self.target / "empty").exists())
+        for name in ("2023", "p2.html/x"):  # in each other's way
+            shutil.rmtree(self.state / "work/manifests")
+            (self.target / name).parent.is_file() and (self.target / "p2.html").unlink()
+            (self.target / name).parent.mkdir(exist_ok=True)
+            (self.target / name).is_dir() or (self.target / name).write_bytes(b"mine")
+            self.repository.commit("Clash", {"2023": "a file"})
+            self.assertIn("cannot overwrite", self.refused())
+            self.assertEqual(self.live() | photos, self.live())
+            self.repository.commit("No clash", {"2023": None})
+        self.run_it(DEPLOY_FORCE=1)
+        self.assertEqual(self.live(), self.repository.files())
+
+    def test_what_was_published_is_known_for_each_target_and_lost_with_the_state(self):
+        self.plain({**PLAIN, "old.html": "o"})
+        self.run_it()
+        other = self.folder / "home/www"
+        self.assertIn("4 uploaded", self.run_it(DEPLOY_TO="~/www"))
+        self.repository.commit("Less", {"old.html": None})
+        self.assertIn("1 deleted", self.run_it())
+        self.assertIn("0 uploaded, 1 deleted", self.run_it(DEPLOY_TO=other))
+        self.assertEqual(tree(other), self.repository.files())
+        shutil.rmtree(self.state / "work")
+        self.repository.commit("Less", {"p0.html": None})
+        self.assertIn("1 files here are not boop's", self.run_it())
+        self.assertIn("p0.html", self.live())
+
+    def test_a_site_that_lost_half_its_files_or_its_home_page_is_not_published(self):
+        self.plain({**PLAIN, "index.html": "home"})
+        start = self.repository.git("rev-parse", "HEAD")
+        self.run_it()
+        before = self.live()
+        for files, reason in (
+            (dict.fromkeys(PLAIN), "the site lost 3 of its 4 files"),
+            ({"index.html": None, "new.html": "x"}, "the site lost its home page"),
+            (dict.fromkeys(before), "the site is empty"),
+        ):
+            self.repository.commit("Too much", files)
+            for _ in range(2):  # and it does not wear off
+                self.assertIn(reason, self.refused())
+                self.assertEqual(self.live(), before)
+            tip = self.repository.git("rev-parse", "HEAD")
+            self.repository.git("reset", "-q", "--hard", start)
+        self.repository.commit("Half", {"p0.html": None, "p1.html": None})
+        self.run_it()
+        self.assertEqual(self.live(), self.repository.files())
+        self.repository.git("reset", "-q", "--hard", tip)
+        self.run_it(DEPLOY_FORCE=1)
+        self.assertEqual(self.live(), {})
+
+    def test_a_hugo_site_whose_theme_is_missing_does_not_replace_the_live_one(self):
+        config = CONFIG + "defaultContentLanguageInSubdir = true\n"  # / is an alias
+        old = {"content/old.md": "---\naliases: [/older/]\n---\nx"}
+        self.hugo_site()
+        self.repository.commit(
+            "Lang", {"hugo.toml": config, "config.toml": config, **old}
         )
-
-    def test_an_empty_site_is_refused_unless_forced(self):
-        self.plain()
         self.run_it()
-        self.repository.git("rm", "-q", "*.html")
-        self.repository.commit("Nothing")
-        self.assertIn("the site is empty", self.run_it(status=1))
-        self.assertEqual(len(tree(self.target)), 3)
-        self.run_it(DEPLOY_FORCE=1)
-        self.assertEqual(tree(self.target), {})
+        before = self.live()
+        self.repository.commit("No theme", {"layouts": None})
+        self.assertIn("hugo made no home page", self.refused())
+        self.assertEqual(self.live(), before)
+        first = self.folder / "first"
+        self.assertIn("no home page", self.refused(DEPLOY_TO=first, DEPLOY_FULL=1))
+        self.assertEqual(tree(first), {})
 
-    def test_a_hugo_site_without_any_page_is_refused(self):
+    def test_a_failed_fetch_or_build_touches_nothing_and_says_why_in_a_line(self):
         self.hugo_site()
         self.run_it()
-        self.repository.git("rm", "-qr", "layouts")  # as a theme that was not cloned
-        self.repository.commit("No theme")
-        self.assertIn("no page", self.run_it(status=1))
-        self.assertIn("index.html", tree(self.target))
-
-    def test_losing_more_than_half_of_more_than_twenty_files_is_refused_unless_forced(
-        self,
-    ):
-        self.plain(24)
-        self.run_it()
-        self.repository.git("rm", "-q", *(f"p{n}.html" for n in range(12)))
-        self.repository.commit("Half")
-        self.run_it()
-        self.assertEqual(len(tree(self.target)), 12)
-        self.plain(24)
-        self.run_it()
-        self.repository.git("rm", "-q", *(f"p{n}.html" for n in range(13)))
-        self.repository.commit("More than half")
-        for _ in range(2):  # and it does not wear off
-            self.assertIn("delete 13 of the 24", self.run_it(status=1))
-        self.assertEqual(len(tree(self.target)), 24)
-        self.run_it(DEPLOY_FORCE=1)
-        self.assertEqual(len(tree(self.target)), 11)
-
-    def test_a_failed_clone_or_build_publishes_nothing_and_fails(self):
-        self.hugo_site()
-        self.run_it()
-        before = tree(self.target)
-        output = self.run_it(status=1, BOOP_REPO=self.folder / "nowhere")
-        self.assertIn("cannot fetch", output)
-        self.assertIn("does not exist", output)
-        self.assertIn("cannot fetch", self.run_it(status=1, BOOP_BRANCH="nope"))
-        self.repository.commit("Typo", {"layouts/index.html": "{{ .Nope }"})
-        output = self.run_it(status=1)
-        self.assertRegex(output, "index.html:1")
-        self.assertIn("hugo failed: exit status", output)
-        self.assertEqual(tree(self.target), before)
-
-    def test_a_submodule_that_cannot_be_fetched_fails_the_deployment(self):
-        self.plain()
-        self.run_it()
+        before = self.live()
+        start = self.repository.git("rev-parse", "HEAD")
+        reason = self.refused(BOOP_REPO=self.folder / "nowhere")
+        self.assertRegex(
+            reason, "^cannot fetch the default branch: .*/nowhere' does not exist$"
+        )
+        reason = self.refused(BOOP_BRANCH="nope")
+        self.assertRegex(reason, "^cannot fetch nope: Remote branch nope not found")
+        for files, why in (
+            (
+                {"layouts/index.html": "{{ .Nope }"},
+                '^hugo failed: "layouts/index.html:1',
+            ),
+            ({"layouts/index.html": '{{ partial "no.html" }}'}, '"no.html" not found$'),
+            ({"content/post/one.md": "---\na: ["}, "post/one.md"),
+            ({"content/post/one.md": 'x {{< ref "nowhere" >}}'}, 'Ref "nowhere"'),
+        ):
+            tip = self.repository.commit("Typo\n\nBody", files)
+            reason = self.refused()
+            self.assertRegex(reason, why)
+            self.assertNotIn(str(self.folder), reason)
+            self.assertLess(len(reason), 310)
+            known = self.results()
+            self.assertEqual((known["commit"], known["message"]), (tip, "Typo"))
+            self.repository.git("reset", "-q", "--hard", start)
         theme = self.new_repository("theme")
         theme.commit("Theme", {"t.html": "t"})
         self.repository.git("submodule", "--quiet", "add", str(theme.path), "theme")
         self.repository.commit("Theme")
         shutil.rmtree(theme.path)
-        self.run_it(status=1)
-        self.assertEqual(len(tree(self.target)), 3)
+        self.assertIn("cannot fetch", self.refused())
+        self.assertEqual(self.live(), before)
 
-    def test_without_hugo_a_hugo_site_says_what_to_install(self):
-        self.repository.commit("Start", BLOG)
-        for folder in ("/usr/bin", "/bin"):
-            for path in pathlib.Path(folder).iterdir():
-                if path.name != "hugo" and not (self.bin / path.name).exists():
-                    (self.bin / path.name).symlink_to(path)
-        output = self.run_it(status=1, PATH=self.bin)
-        self.assertIn("apt install hugo", output)
-        self.assertFalse(tree(self.state / "public"))
+    def test_the_record_gets_what_really_went_live_and_where(self):
+        self.hugo_site()
+        subject = "Fix = \x1b[31mtypo\x9b " + "x" * 400
+        tip = self.repository.commit(subject)
+        self.run_it(BOOP_COMMIT="f" * 40)
+        known = self.results()
+        self.assertEqual((known["commit"], known["author"]), (tip, "Ann"))
+        self.assertRegex(known["message"], r"^Fix =  \[31mtypo  x+$")
+        self.assertLess(len(known["message"]), 301)
+        self.assertNotIn("url", known)  # it is hugo's placeholder
+        url = "https://www.example.net/blog/"
+        self.repository.commit(
+            "Address",
+            {n: BLOG[n].replace("https://example.org/", url) for n in list(BLOG)[:2]},
+        )
+        for settings, expected in (
+            ({}, url),
+            ({"DEPLOY_URL": "https://b.example.net"}, "https://b.example.net"),
+        ):
+            self.run_it(**settings)
+            self.assertEqual(self.results()["url"], expected)
+        self.assertNotIn("reason", self.results())
+
+    def test_a_program_that_is_missing_is_named_with_how_to_install_it(self):
+        self.hugo_site()
+        self.assertIn("apt install hugo", self.refused(**self.without("hugo")))
+        self.assertEqual(self.live(), {})
+
+    def test_images_in_git_lfs_go_live_as_images_and_never_as_pointers(self):
+        tool("git-lfs", "git-lfs")
+        image = b"\x89PNG" * 1000
+        lfs = "filter.lfs.{0}=git-lfs {0} -- %f"
+        smudge, clean = lfs.format("smudge"), lfs.format("clean")
+        self.repository.write({".gitattributes": "*.png filter=lfs\n", "i.png": image})
+        self.repository.git("-c", smudge, "-c", clean, "add", "-A")
+        self.repository.git("-c", smudge, "-c", clean, "commit", "-qm", "Image")
+        self.assertIn(
+            b"git-lfs",
+            subprocess.check_output(
+                ["git", "show", "HEAD:i.png"], cwd=self.repository.path
+            ),
+        )
+        self.assertIn("apt install git-lfs", self.refused(**self.without("git-lfs")))
+        self.assertEqual(self.live(), {})
+        self.run_it()  # and after the installation
+        self.assertEqual(self.live()["i.png"], image)
 
     def test_hugos_warnings_are_in_the_log_and_its_table_is_not(self):
         self.hugo_site()
-        self.repository.commit(
-            "Warn", {"layouts/index.html": '{{ warnf "look here" }}x'}
-        )
+        self.repository.commit("W", {"layouts/index.html": '{{ warnf "look here" }}x'})
         output = self.run_it()
         self.assertIn("look here", output)
         self.assertNotIn("|", output)
@@ -2609,127 +2685,94 @@ class DeployToFolder(DeployCase):
         theme = self.new_repository("theme")
         theme.commit("Theme", {"t.css": "t"})
         self.repository.git("submodule", "--quiet", "add", str(theme.path), "theme")
-        self.repository.commit(
-            "Start",
-            {
-                "index.html": "x",
-                ".well-known/a": "b",
-                "config.json": "{}",
-                "-dash ü.html": "y",
-            },
-        )
+        files = {"index.html": "x", ".well-known/a": "b", "-dash ü.html": "y"}
+        files |= {"config.json": "{}", "hugo.tips.md": "# Tips", "config.toml.md": "x"}
+        self.repository.commit("Start", files)
         umask = os.umask(0o077)
         self.addCleanup(os.umask, umask)
         self.run_it()
-        self.assertEqual(
-            tree(self.target),
-            {
-                "index.html": b"x",
-                ".well-known/a": b"b",
-                "config.json": b"{}",
-                "-dash ü.html": b"y",
-                "theme/t.css": b"t",
-            },
-        )
+        files |= {"theme/t.css": "t"}
+        self.assertEqual(self.live(), {k: v.encode() for k, v in files.items()})
         for path in self.target.rglob("*"):
-            self.assertEqual(
-                path.stat().st_mode & 0o777, 0o755 if path.is_dir() else 0o644
-            )
+            mode = 0o755 if path.is_dir() else 0o644
+            self.assertEqual(path.stat().st_mode & 0o777, mode)
         self.assertEqual((self.state / "work").stat().st_mode & 0o777, 0o700)
 
     def test_a_symbolic_link_leads_nobody_out_of_the_repository(self):
         (self.folder / "secret").write_text("SECRET")
         links = {
-            "abs": "/etc/passwd",
-            "rel": "../../../secret",
-            "git": "../.git/config",
-            "dir": str(self.folder),
-            "hop": "abs",
+            "static/abs": "/etc/passwd",
+            "static/rel": "../../../../secret",
+            "static/git": "../.git/config",
+            "static/dir": str(self.folder),
+            "static/hop": "abs",
+            "static/round": "about",
+            "static/about": "round",
+            "content/post/leak.md": "/etc/passwd",
+            "content/more": str(self.folder),
         }
         for hugo in (False, True):
-            folder = self.repository.path / "static"
-            folder.mkdir(exist_ok=True)
-            for name, to in links.items():
-                (folder / name).unlink(missing_ok=True)
-                (folder / name).symlink_to(to)
-            (folder / "real.txt").write_text("real")
-            (folder / "within.txt").unlink(missing_ok=True)
-            (folder / "within.txt").symlink_to("real.txt")
             if hugo:
-                tool("hugo", "hugo")
-                self.repository.write(BLOG)
-                (self.repository.path / "content/post/leak.md").symlink_to(
-                    "/etc/passwd"
-                )
-                (self.repository.path / "content/more").symlink_to(self.folder)
+                self.hugo_site()
+            self.repository.write({"static/real.txt": "real"})
+            for name, to in {**links, "static/within.txt": "real.txt"}.items():
+                path = self.repository.path / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.unlink(missing_ok=True)
+                path.symlink_to(to)
             self.repository.commit("Links")
             output = self.run_it(DEPLOY_FORCE=1)
-            everything = tree(self.target)
             for name in links:
-                self.assertIn(f"static/{name} is no regular file", output)
-                self.assertFalse(
-                    [key for key in everything if key.split("/")[-1] == name]
-                )
-            for content in everything.values():
+                self.assertIn(f"left out: {name} is no regular file", output)
+            leaves = {name.split("/")[-1] for name in self.live()}
+            self.assertFalse(leaves & {name.split("/")[-1] for name in links})
+            for content in self.live().values():
                 self.assertNotRegex(content, b"SECRET|root:|\\[core\\]")
-            self.assertEqual(everything.get("within.txt"), b"real" if hugo else None)
+            self.assertEqual(self.live().get("within.txt"), b"real" if hugo else None)
+
+    def test_a_file_name_that_no_list_can_hold_is_refused_before_anything(self):
+        for name in (b"caf\xe9.html", b"a\nb.html", b"a\x01.html"):
+            self.plain()
+            path = os.fsencode(self.repository.path) + b"/" + name
+            with open(path, "w") as page:
+                page.write("x")
+            self.repository.commit("Odd")
+            self.assertIn("is not UTF-8, or holds a line break", self.refused())
+            self.assertEqual(self.live(), {})
+            os.unlink(path)
 
     def test_it_works_in_its_own_folder_wherever_it_is_started(self):
         self.plain()
         other = self.new_repository("other")
         other.commit("Mine", {"mine.html": "mine"})
-        (other.path / "mine.html").write_text("not committed")
-        self.run_it(
-            cwd=other.path,
-            GIT_DIR=other.path / ".git",
-            GIT_WORK_TREE=other.path,
-            GIT_INDEX_FILE=other.path / ".git/index",
-            CDPATH=other.path,
-        )
-        self.assertEqual((other.path / "mine.html").read_text(), "not committed")
-        self.assertEqual(len(tree(self.target)), 3)
-
-    def test_a_broken_clone_inside_another_checkout_leaves_that_one_alone(self):
-        self.plain()
-        other = self.new_repository("other")
-        other.commit("Mine", {"mine.html": "mine"})
-        (other.path / "mine.html").write_text("not committed")
-        (other.path / "new.html").write_text("new")
+        other.write({"mine.html": "not committed", "new.html": "new"})
+        mine = {"GIT_DIR": other.path / ".git", "GIT_WORK_TREE": other.path}
+        mine |= {"GIT_INDEX_FILE": other.path / ".git/index", "CDPATH": other.path}
         state = other.path / "state"
-        self.run_it(BOOP_STATE=state)
+        self.run_it(cwd=other.path, BOOP_STATE=state, **mine)
+        self.assertEqual(tree(state / "public"), self.repository.files())
         other.git("remote", "add", "origin", str(self.repository.path))
-        (state / "work/src/.git/HEAD").unlink()
+        (
+            state / "work/src/.git/HEAD"
+        ).unlink()  # git looks for one in the folders above
         self.repository.commit("Edit", {"p1.html": "new"})
         self.run_it(BOOP_STATE=state)
+        self.assertEqual(tree(state / "public"), self.repository.files())
         self.assertEqual((other.path / "mine.html").read_text(), "not committed")
         self.assertTrue((other.path / "new.html").exists())
-        self.assertEqual(tree(state / "public")["p1.html"], b"new")
 
     def test_a_target_that_would_cost_somebody_their_files_is_refused(self):
         self.plain()
-        (self.folder / "home/keep").write_text("x")
         self.new_repository("checkout").commit("x", {"keep": "x"})
-        before = tree(self.repository.path)
-        for target in (
-            "/",
-            self.folder,
-            self.folder / "home",
-            self.state,
-            self.state / "work",
-            self.state / "work/src",
-            self.repository.path,
-            self.folder / "checkout",
-            "gs://bucket",
-            "s3://",
-        ):
+        here = [self.folder, self.home, self.repository.path, self.folder / "checkout"]
+        state = [self.state, self.state / "work", self.state / "work/src"]
+        for target in ("/", "~/", *here, *state, "gs://bucket", "s3://"):
             with self.subTest(target=target):
-                self.run_it(status=1, DEPLOY_TO=target)
-        self.assertTrue((self.folder / "home/keep").exists())
-        self.assertTrue((self.folder / "checkout/keep").exists())
-        self.assertEqual(tree(self.repository.path), before)
+                self.assertIn("DEPLOY_TO", self.refused(DEPLOY_TO=target))
 
     def test_exactly_the_commit_asked_for_is_deployed_and_otherwise_the_tip(self):
         old = self.repository.commit("Old", {"i.html": "old"})
+        self.repository.git("commit", "-q", "--amend", "-m", "Pushed over")
         self.repository.commit("New", {"i.html": "new"})
         for settings, expected in (
             ({"BOOP_EXACT": 1, "BOOP_COMMIT": old}, b"old"),
@@ -2737,41 +2780,34 @@ class DeployToFolder(DeployCase):
             ({"BOOP_COMMIT": "", "BOOP_EXACT": 1}, b"new"),
         ):
             self.run_it(**settings)
-            self.assertEqual(tree(self.target)["i.html"], expected, settings)
+            self.assertEqual(self.live()["i.html"], expected, settings)
         for commit in ("f" * 40, "--help", "main"):
-            output = self.run_it(status=1, BOOP_EXACT=1, BOOP_COMMIT=commit)
-            self.assertRegex(output.splitlines()[-1], "^deploy: .*(commit|f{40})")
-        self.assertEqual(tree(self.target)["i.html"], b"new")
-
-    def test_a_commit_that_was_pushed_over_can_still_be_put_live(self):
-        old = self.repository.commit("Old", {"i.html": "old"})
-        self.repository.git("commit", "-q", "--amend", "-m", "Other")
-        self.repository.commit("New", {"i.html": "new"})
-        self.run_it(BOOP_EXACT=1, BOOP_COMMIT=old)
-        self.assertEqual(tree(self.target)["i.html"], b"old")
+            reason = self.refused(BOOP_EXACT=1, BOOP_COMMIT=commit)
+            self.assertRegex(reason, "cannot fetch f{40}: .|not the name of a commit")
+        self.assertEqual(self.live()["i.html"], b"new")
 
     def test_submodules_are_followed_when_they_change_move_and_go(self):
         theme, other = self.new_repository("theme"), self.new_repository("other")
         theme.commit("One", {"t.css": "one"})
         other.commit("Other", {"t.css": "other"})
-        self.repository.git("submodule", "--quiet", "add", str(theme.path), "theme")
+        submodule = functools.partial(self.repository.git, "submodule", "--quiet")
+        submodule("add", str(theme.path), "theme")
         self.repository.commit("Start", {"index.html": "x"})
         self.run_it()
-        self.assertEqual(tree(self.target)["theme/t.css"], b"one")
+        self.assertEqual(self.live()["theme/t.css"], b"one")
         theme.commit("Two", {"t.css": "two"})
-        self.repository.git("submodule", "--quiet", "update", "--remote")
+        submodule("update", "--remote")
         self.repository.commit("Newer theme")
         self.run_it()
-        self.assertEqual(tree(self.target)["theme/t.css"], b"two")
-        self.repository.git("submodule", "--quiet", "set-url", "theme", str(other.path))
-        self.repository.git("submodule", "--quiet", "update", "--remote")
+        self.assertEqual(self.live()["theme/t.css"], b"two")
+        submodule("set-url", "theme", str(other.path))
+        submodule("update", "--remote")
         self.repository.commit("Another theme")
         self.run_it()
-        self.assertEqual(tree(self.target)["theme/t.css"], b"other")
-        self.repository.git("rm", "-q", "theme")
-        self.repository.commit("No theme")
+        self.assertEqual(self.live()["theme/t.css"], b"other")
+        self.repository.commit("No theme", {"theme": None})
         self.run_it()
-        self.assertEqual(tree(self.target), {"index.html": b"x"})
+        self.assertEqual(self.live(), {"index.html": b"x"})
 
     def test_the_clone_comes_back_by_itself_from_anything(self):
         self.plain()
@@ -2784,13 +2820,10 @@ class DeployToFolder(DeployCase):
                     path.chmod(0o644)
                     path.write_bytes(b"broken")
 
-        def force_push():
-            self.repository.git("commit", "-q", "--amend", "-m", "Pushed over")
-
         damages = [
             lambda: (src / ".git/index.lock").touch(),
             scramble,
-            force_push,
+            lambda: self.repository.git("commit", "-q", "--amend", "-m", "Pushed over"),
             lambda: (src / ".git/index").write_bytes(b"broken"),
             lambda: (src / ".git/HEAD").unlink(),
             lambda: (src / ".git/config").write_text("[broken"),
@@ -2807,39 +2840,33 @@ class DeployToFolder(DeployCase):
                 damage()
                 self.repository.commit("Edit", {"p1.html": f"edit {number}"})
                 self.run_it()
-                self.assertEqual(
-                    tree(self.target),
-                    {
-                        "p0.html": b"page 0",
-                        "p2.html": b"page 2",
-                        "p1.html": b"edit %d" % number,
-                    },
-                )
+                self.assertEqual(self.live(), self.repository.files())
         self.run_it(BOOP_BRANCH="other")
-        self.assertEqual(tree(self.target)["p1.html"], b"page 1")
-        moved = self.new_repository("moved")
-        moved.commit("Moved", {"m.html": "moved"})
-        self.run_it(BOOP_REPO=moved.path)
-        self.assertEqual(tree(self.target), {"m.html": b"moved"})
+        self.assertEqual(self.live()["p1.html"], b"page 1")
+
+    def test_a_repository_of_sha_256_and_one_rewritten_to_it_and_back_are_deployed(
+        self,
+    ):
+        for number, algorithm in enumerate(("sha256", "sha1", "sha256")):
+            shutil.rmtree(self.repository.path)
+            option = f"--object-format={algorithm}"
+            self.repository = self.new_repository("repository", option)
+            tip = self.repository.commit("Start", {"index.html": f"{number}"})
+            self.run_it()
+            self.assertEqual(self.live(), self.repository.files())
+            self.assertEqual(self.results()["commit"], tip)
 
     def test_a_shallow_checkout_can_be_deployed_and_deployed_again(self):
         self.plain()
         self.repository.commit("Second", {"p1.html": "2"})
-        shallow = self.folder / "shallow"
-        self.repository.git(
-            "clone",
-            "-q",
-            "--depth",
-            "1",
-            f"file://{self.repository.path}",
-            str(shallow),
-        )
+        shallow, url = str(self.folder / "shallow"), f"file://{self.repository.path}"
+        self.repository.git("clone", "-q", "--depth", "1", url, shallow)
         self.run_it(BOOP_REPO=shallow)
         self.repository.commit("Third", {"p1.html": "3"})
-        self.repository.git("-C", str(shallow), "fetch", "-q", "--depth", "1")
-        self.repository.git("-C", str(shallow), "reset", "-q", "--hard", "origin/main")
+        self.repository.git("-C", shallow, "fetch", "-q", "--depth", "1")
+        self.repository.git("-C", shallow, "reset", "-q", "--hard", "origin/main")
         self.run_it(BOOP_REPO=shallow)
-        self.assertEqual(tree(self.target)["p1.html"], b"3")
+        self.assertEqual(self.live()["p1.html"], b"3")
 
     def test_pictures_of_a_hugo_that_was_killed_are_not_trusted(self):
         self.hugo_site()
@@ -2850,7 +2877,7 @@ class DeployToFolder(DeployCase):
         self.run_it()
         self.assertTrue(half.exists())
         self.wrap("hugo", "kill -9 $$")
-        self.assertIn("hugo failed: exit status 137", self.run_it(status=1))
+        self.assertEqual(self.refused(), "hugo failed: exit status 137")
         (self.bin / "hugo").unlink()
         self.run_it()
         self.assertFalse(half.exists())
@@ -2862,12 +2889,9 @@ class DeployToFolder(DeployCase):
         (self.target / "p1.html").write_text("PAGE 1")
         (self.target / "p2.html").write_text("other size")
         self.run_it()
-        self.assertEqual(
-            tree(self.target),
-            {"p0.html": b"page 0", "p1.html": b"PAGE 1", "p2.html": b"page 2"},
-        )
+        self.assertEqual(self.live(), self.repository.files() | {"p1.html": b"PAGE 1"})
         self.run_it(DEPLOY_FULL=1)
-        self.assertEqual(tree(self.target)["p1.html"], b"page 1")
+        self.assertEqual(self.live(), self.repository.files())
 
     def test_a_run_waits_for_what_an_earlier_one_left_running(self):
         self.plain()
@@ -2884,11 +2908,9 @@ class DeployToFolder(DeployCase):
     def test_the_log_is_a_report_and_a_subject_cannot_steer_the_terminal(self):
         self.plain()
         self.repository.commit("Fix \x1b[31mtypo\x9b")
-        lines = self.run_it().splitlines()
-        self.assertEqual(
-            [line.split()[0] for line in lines],
-            ["fetch", "build", "compare", "publish", "live"],
-        )
+        lines = self.run_it(BOOP_RESULT=None).splitlines()
+        steps = [line.split()[0] for line in lines]
+        self.assertEqual(steps, ["fetch", "build", "compare", "publish", "live"])
         for line in lines:
             self.assertRegex(line, r"^\w+ +\d+\.\d s  .")
             self.assertTrue(line.isprintable(), line)
@@ -2916,7 +2938,7 @@ class DeployToFolder(DeployCase):
                 GIT_CONFIG_KEY_0=f"http.http://127.0.0.1:{port}/.extraHeader",
                 GIT_CONFIG_VALUE_0=f"Authorization: {header}",
             )
-        self.assertEqual(len(tree(self.target)), 3)
+        self.assertEqual(self.live(), self.repository.files())
         output += (self.state / "work/src/.git/config").read_text()
         self.assertNotIn(header.split()[1], output)
 
@@ -2924,6 +2946,7 @@ class DeployToFolder(DeployCase):
 @contextlib.contextmanager
 def serving(handler):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.handle_error = lambda *_: None  # killed clients hang up
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server.server_port
@@ -2933,31 +2956,46 @@ def serving(handler):
 
 
 class S3Server:
-    """The S3 server, and before it a proxy that records and can interfere."""
+    """The S3 server, and before it a proxy that records and can interfere.
+
+    `before(method, key)` is called for each request: what it returns is the answer, a
+    status and a body, in the server's place.
+    """
 
     def __init__(self):
         moto = tool("moto_server", "moto[server], from PyPI")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(
-            [moto, "-H", "127.0.0.1", "-p", str(self.port)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            [moto, "-H", "127.0.0.1", "-p", str(self.port)], **quiet
         )
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                break
-            if time.monotonic() > deadline:
-                raise AssertionError("the S3 server does not start")
-            time.sleep(0.05)
+        until(self.answers, "the S3 server")
         self.requests, self.before = [], lambda method, key: None
-        self.proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
-        self.proxy.handle_error = lambda *_: None  # killed clients hang up
-        self.url = f"http://127.0.0.1:{self.proxy.server_port}"
-        threading.Thread(target=self.proxy.serve_forever, daemon=True).start()
+        self.stack = contextlib.ExitStack()
+        port = self.stack.enter_context(serving(self.handler()))
+        self.url = f"http://127.0.0.1:{port}"
+
+    def answers(self):
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+            return True
+
+    def forward(self, method, path, body=b"", headers=None):
+        upstream = http.client.HTTPConnection("127.0.0.1", self.port)
+        upstream.request(method, path, body, headers or {"Authorization": S3_NOBODY})
+        answer = upstream.getresponse()
+        body = answer.read()
+        upstream.close()
+        return answer.status, answer.headers, body
+
+    def objects(self, bucket):
+        """All that is in a bucket: each key with its headers and bytes."""
+        found = re.findall(b"<Key>(.*?)</Key>", self.forward("GET", f"/{bucket}")[2])
+        keys = [html.unescape(key.decode()) for key in found]
+        path = f"/{bucket}/%s"
+        return {k: self.forward("GET", path % urllib.parse.quote(k))[1:] for k in keys}
 
     def handler(recorder):
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -2971,35 +3009,26 @@ class S3Server:
                 if self.command == "POST" and "delete" in url.query:
                     method = "DELETE"
                 recorder.requests.append((method, key))
-                if recorder.before(method, key):
-                    self.answer(403, [], b"<Error><Code>AccessDenied</Code></Error>")
+                instead = recorder.before(method, key)
+                if instead:
+                    self.answer(instead[0], {}, instead[1])
                     return
-                upstream = http.client.HTTPConnection("127.0.0.1", recorder.port)
-                upstream.request(self.command, self.path, body, dict(self.headers))
-                answer = upstream.getresponse()
-                self.answer(answer.status, answer.getheaders(), answer.read())
-                upstream.close()
+                self.answer(
+                    *recorder.forward(self.command, self.path, body, self.headers)
+                )
 
             def answer(self, status, headers, body):
                 self.send_response_only(status)
-                for name, value in headers:
-                    if name.lower() not in (
-                        "connection",
-                        "content-length",
-                        "transfer-encoding",
-                    ):
+                own = ("connection", "content-length", "transfer-encoding")
+                for name, value in headers.items():
+                    if name.lower() not in own:
                         self.send_header(name, value)
-                if self.command != "HEAD" or not headers:
-                    self.send_header("Content-Length", str(len(body)))
-                else:
-                    self.send_header(
-                        "Content-Length", dict(headers).get("Content-Length", "0")
-                    )
+                self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 with contextlib.suppress(OSError):
                     self.wfile.write(body)
 
-            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
+            do_GET = do_PUT = do_POST = do_DELETE = forward
 
             def log_message(self, *_):
                 pass
@@ -3007,35 +3036,53 @@ class S3Server:
         return Handler
 
     def close(self):
-        self.proxy.shutdown()
-        self.proxy.server_close()
+        self.stack.close()
         self.process.terminate()
         self.process.wait()
 
 
-S3_SITE = {
-    "index.html": "<p>home",
-    "feed.xml": "<rss/>",
-    "robots.txt": "x",
-    "list.json": "[]",
-    "site.webmanifest": "{}",
-    "style.css": "a",
-    "app.js": "1",
-    "mod.mjs": "1",
-    "f.woff2": "f",
-    "i.webp": "w",
-    "i.avif": "a",
-    "i.svg": "<svg/>",
-    "i.png": "p",
-    "favicon.ico": "i",
-    "m.wasm": "w",
-    "app.js.map": "{}",
-    "LICENSE": "l",
-    f"main.{'0a' * 32}.css": "b",
-    f"photo_hu{'0b' * 16}_10x10_resize.jpg": "j",
+S3_NOBODY = (  # enough for moto
+    "AWS4-HMAC-SHA256 Credential=test/20240101/us-east-1/s3/aws4_request, "
+    "SignedHeaders=host, Signature=0"
+)
+S3_LOGIN = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_MAX_ATTEMPTS": "1",
+    "PYENV_ROOT": os.path.expanduser("~/.pyenv"),  # an aws that is a shim of it
+}
+DENIED = (403, b"<Error><Code>AccessDenied</Code></Error>")
+SHORT, MEDIUM = "public, max-age=60", "public, max-age=600"
+LONG = "public, max-age=31536000, immutable"
+JAVASCRIPT = "(text|application)/javascript"
+S3_TYPES = {  # the types as regular expressions, for machines differ
+    "index.html": ("text/html", SHORT),
+    "feed.xml": ("(text|application)/xml", SHORT),
+    "robots.txt": ("text/plain; charset=utf-8", SHORT),
+    "list.json": ("application/json", SHORT),
+    "site.webmanifest": (r"application/manifest\+json", SHORT),
+    "style.css": ("text/css", MEDIUM),
+    "app.js": (JAVASCRIPT, MEDIUM),
+    "mod.mjs": (JAVASCRIPT, MEDIUM),
+    "f.woff2": ("font/woff2", MEDIUM),
+    "i.webp": ("image/webp", MEDIUM),
+    "i.avif": ("image/avif", MEDIUM),
+    "i.svg": (r"image/svg\+xml", MEDIUM),
+    "i.png": ("image/png", MEDIUM),
+    "favicon.ico": (r"image/(vnd\.microsoft\.icon|x-icon)", MEDIUM),
+    "m.wasm": ("application/wasm", MEDIUM),
+    "app.js.map": ("application/json", MEDIUM),
+    "LICENSE": ("binary/octet-stream", MEDIUM),
+    f"main.{'0a' * 32}.css": ("text/css", LONG),
+    f"photo_hu{'0b' * 16}_10x10_resize.jpg": ("image/jpeg", LONG),
 }
 SMALL_SITE = {
-    name: S3_SITE[name] for name in ("index.html", "feed.xml", "style.css", "f.woff2")
+    "index.html": "<p>home",
+    "feed.xml": "<rss/>",
+    "style.css": "a",
+    "f.woff2": "f",
 }
 
 
@@ -3054,26 +3101,17 @@ class DeployToS3(DeployCase):
         super().setUp()
         DeployToS3.number += 1
         self.bucket = f"bucket{self.number}"
-        self.environment.update(
-            AWS_ENDPOINT_URL=self.s3.url,
-            AWS_ACCESS_KEY_ID="test",
-            AWS_DEFAULT_REGION="us-east-1",
-            AWS_SECRET_ACCESS_KEY="test",
-            AWS_EC2_METADATA_DISABLED="true",
-            AWS_MAX_ATTEMPTS="1",
-        )
+        self.environment.update(S3_LOGIN, AWS_ENDPOINT_URL=self.s3.url)
         self.settings["DEPLOY_TO"] = f"s3://{self.bucket}"
         self.s3.before = lambda method, key: None
-        self.aws("s3", "mb", f"s3://{self.bucket}")
+        self.s3.forward("PUT", f"/{self.bucket}")
 
     def aws(self, *arguments):
-        return subprocess.run(
-            ["aws", "--endpoint-url", self.s3.url, *arguments],
-            check=True,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-        ).stdout
+        command = ["aws", "--endpoint-url", self.s3.url, *arguments]
+        return subprocess.check_output(command, env=self.environment, text=True)
+
+    def object(self, key, method="PUT", content=b"theirs"):
+        self.s3.forward(method, f"/{self.bucket}/{key}", content)
 
     def run_it(self, *arguments, **settings):
         self.s3.requests.clear()
@@ -3082,118 +3120,71 @@ class DeployToS3(DeployCase):
     def sent(self, method):
         return sorted(key for name, key in self.s3.requests if name == method)
 
-    def content(self):
-        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            self.aws("s3", "cp", "--recursive", f"s3://{self.bucket}", folder)
-            return tree(folder)
+    def live(self):
+        return {key: body for key, (_, body) in self.s3.objects(self.bucket).items()}
 
-    def files(self):
-        return {
-            name: self.repository.path.joinpath(name).read_bytes()
-            for name in self.repository.git("ls-files", "-z").split("\0")
-            if name
-        }
+    def headers(self, key):
+        headers = self.s3.objects(self.bucket)[key][0]
+        return headers["Content-Type"], headers["Cache-Control"]
 
-    def head(self, key):
-        answer = json.loads(
-            self.aws(
-                "s3api",
-                "head-object",
-                "--bucket",
-                self.bucket,
-                "--key",
-                key,
-                "--output",
-                "json",
-            )
-        )
-        return answer.get("ContentType"), answer.get("CacheControl")
-
-    def test_only_what_changed_is_put_and_the_bucket_is_what_hugo_makes(self):
-        tool("hugo", "hugo")
-        self.repository.commit("Start", BLOG)
+    def test_the_bucket_is_what_hugo_makes_and_only_what_changed_is_put(self):
+        self.hugo_site()
         self.run_it()
         before = self.hugo_makes()
-        self.assertEqual(self.content(), before)
-        self.repository.commit(
-            "Edit",
-            {
-                "content/post/one.md": "---\ntitle: One\ndate: 2024-01-01\n---\nFIRST TEXT\n"
-            },
-            "2024-02-03T04:05:06Z",
-        )
-        output = self.run_it()
-        after = self.hugo_makes()
-        self.assertEqual(self.content(), after)
-        changed = sorted(name for name in after if after[name] != before.get(name))
-        self.run_it(DEPLOY_FULL=1)
-        self.assertEqual(self.sent("PUT"), sorted(after))
-        self.repository.commit("Less", {"content/post/two.md": None})
-        self.assertIn(f"{len(changed)} uploaded", output)
-        self.assertIn(" 1 deleted", self.run_it())
-        self.assertEqual(self.content(), self.hugo_makes())
+        self.assertEqual(self.live(), before)
+        one = BLOG["content/post/one.md"].replace("First", "FIRST")
+        edit = {"content/post/one.md": one}
+        self.repository.commit("Edit", edit, "2024-02-03T04:05:06Z")
         self.run_it()
-        self.assertEqual({method for method, _ in self.s3.requests}, {"LIST"})
+        after = self.hugo_makes()
+        changed = sorted(name for name in after if after[name] != before.get(name))
+        self.assertEqual(self.sent("PUT"), changed)
+        self.repository.commit("Less", {"content/post/two.md": None})
+        self.assertIn(" 1 deleted", self.run_it())
+        self.assertEqual(self.live(), self.hugo_makes())
 
-    def test_one_edit_is_one_put_and_two_aws_processes(self):
+    def test_one_edit_is_one_put_and_two_aws_processes_and_nothing_is_one(self):
         self.repository.commit("Start", SMALL_SITE)
         self.run_it()
-        self.wrap("aws", f'echo "$@" >>{self.folder}/calls')
+        calls = self.folder / "calls"
+        self.wrap("aws", f'echo "$@" >>{calls}')
         self.repository.commit("Edit", {"index.html": "<p>HOME"})
-        self.run_it()
-        self.assertEqual(self.sent("PUT"), ["index.html"])
-        self.assertEqual(self.content()["index.html"], b"<p>HOME")
-        self.assertEqual(len((self.folder / "calls").read_text().splitlines()) - 1, 2)
-        (self.folder / "calls").unlink()
-        self.run_it()
-        self.assertEqual(self.s3.requests, [("LIST", "")])
-        self.assertEqual(len((self.folder / "calls").read_text().splitlines()), 1)
+        for puts, processes in ((["index.html"], 2), ([], 1)):
+            calls.write_text("")
+            self.run_it()
+            self.assertEqual(self.sent("PUT"), puts)
+            self.assertEqual(calls.read_text().count("\n"), processes)
+            self.assertEqual(len(self.s3.requests), processes)
+            self.assertEqual(self.live(), self.repository.files())
 
     def test_assets_are_put_before_pages_and_deletions_come_last(self):
         self.repository.commit("Old", {**SMALL_SITE, "old.css": "o", "old.html": "o"})
         self.run_it()
-        self.repository.commit(
-            "New",
-            {
-                "a.html": "new",
-                "index.html": "new",
-                "feed.xml": "new",
-                "z.css": "new",
-                f"z.{'ab' * 16}.js": "new",
-                "z.woff2": "new",
-                "old.css": None,
-                "old.html": None,
-            },
-        )
+        assets = {"z.css": "new", f"z.{'ab' * 16}.js": "new", "z.woff2": "new"}
+        pages = {"a.html": "new", "index.html": "new", "feed.xml": "new"}
+        gone = {"old.css": None, "old.html": None}
+        self.repository.commit("New", {**assets, **pages, **gone})
         self.run_it()
-        order = [
-            key if method == "PUT" else method
-            for method, key in self.s3.requests
-            if method in ("PUT", "DELETE")
-        ]
-        self.assertEqual(set(order[:3]), {"z.css", f"z.{'ab' * 16}.js", "z.woff2"})
-        self.assertEqual(set(order[3:6]), {"a.html", "index.html", "feed.xml"})
-        self.assertEqual(order[6:], ["DELETE"])
-        self.assertEqual(self.content(), self.files())
+        order = [key for method, key in self.s3.requests if method == "PUT"]
+        self.assertEqual(set(order[:3]), set(assets))
+        self.assertEqual(set(order[3:]), set(pages))
+        self.assertEqual(self.s3.requests[-1][0], "DELETE")
+        self.assertEqual(len(self.sent("DELETE")), 1)
+        self.assertEqual(self.live(), self.repository.files())
 
     def test_killed_at_any_request_the_next_run_ends_with_exactly_the_site(self):
         self.repository.commit("Start", {**SMALL_SITE, "gone.html": "x"})
         self.run_it()
-        self.repository.commit(
-            "Edit",
-            {
-                "index.html": "<P>HOME",
-                "feed.xml": "<RSS/>",
-                "style.css": "b",
-                "gone.html": None,
-            },
-        )
+        edit = {name: content.upper() for name, content in SMALL_SITE.items()}
+        del edit["f.woff2"]
+        edit |= {"gone.html": None, "new.html": "new", "new.css": "new"}
+        self.repository.commit("Edit", edit)
         self.repository.git("branch", "edited")
-        for victim in ("style.css", "feed.xml", "index.html", "DELETE"):
+        for victim in ("new.css", "feed.xml", "index.html", "DELETE"):
             with self.subTest(victim):
                 process = self.start()
 
-                def kill(method, key):
+                def kill(method, key, victim=victim, process=process):
                     if victim in (key if method == "PUT" else "", method):
                         with contextlib.suppress(ProcessLookupError):
                             os.killpg(process.pid, signal.SIGKILL)
@@ -3202,196 +3193,116 @@ class DeployToS3(DeployCase):
                 process.communicate(timeout=60)
                 self.assertEqual(process.returncode, -signal.SIGKILL)
                 self.s3.before = lambda method, key: None
+                self.repository.git("reset", "-q", "--hard", "HEAD~1")
+                self.repository.commit(
+                    "Most is gone", dict.fromkeys(list(SMALL_SITE)[1:])
+                )
+                self.assertIn("lost 3 of its 5", self.refused())
+                self.assertEqual(self.sent("PUT") + self.sent("DELETE"), [])
                 self.repository.git("reset", "-q", "--hard", "HEAD~1")  # and reverted
                 self.run_it()
-                self.assertEqual(self.content(), self.files())
+                self.assertEqual(self.live(), self.repository.files())
                 self.repository.git("reset", "-q", "--hard", "edited")
 
-    def test_a_failed_upload_fails_and_neither_the_site_nor_the_guard_forgets_it(self):
-        self.repository.commit("Start", {f"p{n}.html": "page" for n in range(24)})
+    def test_a_failed_upload_or_deletion_fails_and_is_made_up_for(self):
+        self.repository.commit("Start", {**PLAIN, "old one.html": "x", "old.css": "x"})
         self.run_it()
-        self.repository.commit(
-            "Edit", {"a.css": "new", "p1.html": "PAGE", "p2.html": None}
-        )
-        self.s3.before = lambda method, key: (method, key) == ("PUT", "a.css")
-        self.assertIn("AccessDenied", self.run_it(status=1))
+        edit = {
+            "a.css": "new",
+            "p1.html": "PAGE",
+            "old one.html": None,
+            "old.css": None,
+        }
+        self.repository.commit("Edit", edit)
+        self.s3.before = lambda method, key: DENIED if key == "a.css" else None
+        self.assertRegex(self.refused(), r"^cannot publish to .*a\.css.*AccessDenied")
         self.assertEqual(self.sent("DELETE") + self.sent("PUT"), ["a.css"])
+        self.repository.commit("Less", {"a.css": None})  # which boop may have put there
+        failed = b"<Error><Key>old one.html</Key><Code>AccessDenied</Code></Error>"
+        answer = (200, b"<DeleteResult>" + failed + b"</DeleteResult>")
+        self.s3.before = lambda method, key: answer if method == "DELETE" else None
+        reason = self.refused()
+        self.assertRegex(reason, "^cannot delete in .*AccessDenied.old one.html$")
+        self.assertEqual(self.sent("PUT"), ["p1.html"])
         self.s3.before = lambda method, key: None
-        keep = self.repository.git("rev-parse", "HEAD")
-        self.repository.git("rm", "-q", "p1*", "p3.html", "p4.html", "p5.html")
-        self.repository.commit("Too much")
-        self.assertIn("would delete", self.run_it(status=1))
-        self.assertEqual(self.sent("PUT"), [])
-        self.repository.git("reset", "-q", "--hard", keep)
-        self.run_it()
-        self.assertEqual(self.sent("PUT"), ["a.css", "p1.html"])
-        self.assertEqual(self.content(), self.files())
+        self.assertIn("2 deleted", self.run_it())
+        self.assertEqual(self.live(), self.repository.files())
 
     def test_a_bucket_that_cannot_be_listed_fails_before_anything_is_sent(self):
         self.repository.commit("Start", SMALL_SITE)
-        self.s3.before = lambda method, key: method == "LIST"
-        self.assertIn("AccessDenied", self.run_it(status=1))
+        self.s3.before = lambda method, key: DENIED if method == "LIST" else None
+        self.run_it(status=1)
+        self.assertRegex(self.results()["reason"], "^cannot list s3:.*AccessDenied")
         self.assertEqual(self.sent("PUT"), [])
 
     def test_every_file_has_its_type_and_pages_are_cached_short_fingerprints_long(self):
-        self.repository.commit("Start", S3_SITE)
+        self.repository.commit("Start", S3_TYPES.fromkeys(S3_TYPES, "x"))
         self.run_it()
-        self.assertEqual(self.content(), self.files())
-        short, medium = "public, max-age=60", "public, max-age=600"
-        long = "public, max-age=31536000, immutable"
-        javascript = ("text/javascript", "application/javascript")
-        for key, types, cache in (
-            ("index.html", ("text/html",), short),
-            ("feed.xml", ("text/xml", "application/xml"), short),
-            ("robots.txt", ("text/plain; charset=utf-8",), short),
-            ("list.json", ("application/json",), short),
-            ("site.webmanifest", ("application/manifest+json",), short),
-            ("style.css", ("text/css",), medium),
-            ("app.js", javascript, medium),
-            ("mod.mjs", javascript, medium),
-            ("f.woff2", ("font/woff2",), medium),
-            ("i.webp", ("image/webp",), medium),
-            ("i.avif", ("image/avif",), medium),
-            ("i.svg", ("image/svg+xml",), medium),
-            ("i.png", ("image/png",), medium),
-            ("favicon.ico", ("image/vnd.microsoft.icon", "image/x-icon"), medium),
-            ("m.wasm", ("application/wasm",), medium),
-            ("app.js.map", ("application/json",), medium),
-            ("LICENSE", ("binary/octet-stream",), medium),
-            (f"main.{'0a' * 32}.css", ("text/css",), long),
-            (f"photo_hu{'0b' * 16}_10x10_resize.jpg", ("image/jpeg",), long),
-        ):
+        self.assertEqual(self.live(), self.repository.files())
+        for key, (types, cache) in S3_TYPES.items():
             with self.subTest(key):
-                got = self.head(key)
-                self.assertIn(got[0], types)
+                got = self.headers(key)
+                self.assertRegex(got[0], f"^{types}$")
                 self.assertEqual(got[1], cache)
         self.run_it(DEPLOY_CACHE_CONTROL="no-cache")
-        self.assertEqual(self.head("index.html")[1], "no-cache")
-        self.assertEqual(self.head("style.css")[1], medium)
-        self.run_it()
-        self.assertEqual(self.head("index.html")[1], short)
+        self.assertEqual(self.headers("index.html")[1], "no-cache")
+        self.assertEqual(self.headers("style.css")[1], MEDIUM)
 
     def test_a_missing_object_comes_back_with_its_headers_and_full_overrules_the_rest(
         self,
     ):
         self.repository.commit("Start", SMALL_SITE)
         self.run_it()
-        self.aws("s3", "rm", f"s3://{self.bucket}/f.woff2")
-        (self.folder / "x").write_text("<p>HACK")
-        self.aws("s3", "cp", str(self.folder / "x"), f"s3://{self.bucket}/index.html")
+        self.object("f.woff2", "DELETE")
+        self.object("index.html", content=b"<p>HACK")
         self.run_it()
         self.assertEqual(self.sent("PUT"), ["f.woff2"])
-        self.assertEqual(self.head("f.woff2"), ("font/woff2", "public, max-age=600"))
+        self.assertEqual(self.headers("f.woff2"), ("font/woff2", MEDIUM))
         self.run_it(DEPLOY_FULL=1)
-        self.assertEqual(self.content(), self.files())
+        self.assertEqual(self.live(), self.repository.files())
 
-    def test_nothing_outside_of_the_prefix_is_read_or_touched(self):
-        (self.folder / "x").write_text("mine")
-        others = ["a/x", "a/b2/x", "a/b.html", "index.html", "b/x"]
-        for key in others:
-            self.aws("s3", "cp", str(self.folder / "x"), f"s3://{self.bucket}/{key}")
+    def test_what_is_not_boops_in_a_bucket_is_neither_read_nor_touched(self):
+        theirs = ["a/x", "a/b2/x", "a/b.html", "b/x", *(f"d{n}.sql" for n in range(5))]
+        for key in theirs:
+            self.object(key)
         self.repository.commit("Start", {"index.html": "x", "old.html": "o"})
-        self.run_it(DEPLOY_TO=f"s3://{self.bucket}/a/b/")
+        below = {"DEPLOY_TO": f"s3://{self.bucket}/a/b/"}
+        self.assertNotIn("not boop's", self.run_it(**below))
         self.repository.commit("Less", {"old.html": None})
-        self.assertIn(
-            "0 uploaded (0B), 1 deleted",
-            self.run_it(DEPLOY_TO=f"s3://{self.bucket}/a/b"),
-        )
-        self.assertEqual(
-            self.content(), {**dict.fromkeys(others, b"mine"), "a/b/index.html": b"x"}
-        )
+        below = {"DEPLOY_TO": f"s3://{self.bucket}/a/b"}
+        self.assertIn("0 uploaded, 1 deleted", self.run_it(**below))
+        self.assertIn("10 files here are not boop's", self.run_it())
+        self.assertIn("1 uploaded", self.run_it(DEPLOY_FULL=1))
+        expected = dict.fromkeys(theirs, b"theirs")
+        expected |= {"a/b/index.html": b"x", "index.html": b"x"}
+        self.assertEqual(self.live(), expected)
+        self.run_it(DEPLOY_FORCE=1)
+        self.assertEqual(self.live(), self.repository.files())
 
-    def test_another_target_gets_the_whole_site_and_the_first_one_is_not_trusted_after(
-        self,
-    ):
-        self.repository.commit("Start", SMALL_SITE)
-        self.run_it()
-        self.run_it(DEPLOY_TO=f"s3://{self.bucket}/other")
-        self.assertEqual(len(self.sent("PUT")), len(SMALL_SITE))
-        self.assertEqual(len(self.content()), 2 * len(SMALL_SITE))
-
-    def test_somebody_elses_full_bucket_is_not_emptied(self):
-        (self.folder / "theirs").mkdir()
-        for number in range(30):
-            (self.folder / f"theirs/{number}").write_text("theirs")
-        self.aws(
-            "s3",
-            "cp",
-            "--recursive",
-            str(self.folder / "theirs"),
-            f"s3://{self.bucket}",
-        )
-        self.repository.commit("Start", SMALL_SITE)
-        self.assertIn("would delete 30 of the 30", self.run_it(status=1))
-        self.assertEqual(len(self.content()), 30)
-
-    def test_odd_names_are_kept(self):
-        names = [
-            "-dash.html",
-            "with space.html",
-            "ünï.html",
-            "a+b&c.css",
-            "100%.html",
-            "quo'te\".html",
-            "tab\t.html",
-            "back\\slash.html",
-            "$(id).html",
-            "*.html",
-            "[x].css",
-            ".hidden",
-            "dir with space/x.html",
-            "x.",
-            "x.]",
-        ]
+    def test_odd_names_are_kept_and_deleted(self):
+        names = ["-dash.html", "with space.html", "ünï.html", "a+b&c.css", "100%.html"]
+        names += ["quo'te\".html", "tab\t.html", "back\\slash.html", "$(id).html"]
+        names += ["*.html", "[x].css", ".hidden", "dir with space/x.html", "x.", "x.]"]
         self.repository.commit("Start", {name: name for name in names})
         self.run_it()
-        self.assertEqual(self.content(), self.files())
+        self.assertEqual(self.live(), self.repository.files())
         self.run_it()
         self.assertEqual({method for method, _ in self.s3.requests}, {"LIST"})
-        self.repository.git(
-            "rm", "-q", "--", *(f":(literal){name}" for name in names[:-1])
-        )
+        gone = (f":(literal){name}" for name in names[:-1])
+        self.repository.git("rm", "-q", "--", *gone)
         self.repository.commit("Less")
-        self.run_it()
-        self.assertEqual(self.content(), {names[-1]: names[-1].encode()})
-        self.repository.commit("Line break", {"a\nb.html": "x"})
-        self.assertIn("line break", self.run_it(status=1))
+        self.run_it(DEPLOY_FORCE=1)
+        self.assertEqual(self.live(), {names[-1]: names[-1].encode()})
 
     def test_cloudfront_is_told_once_and_only_when_something_changed(self):
         self.repository.commit("Start", SMALL_SITE)
-        origin = {
-            "Id": "o",
-            "DomainName": "x.s3.amazonaws.com",
-            "S3OriginConfig": {"OriginAccessIdentity": ""},
-        }
-        config = {
-            "CallerReference": self.bucket,
-            "Comment": "",
-            "Enabled": True,
-            "Origins": {"Quantity": 1, "Items": [origin]},
-            "DefaultCacheBehavior": {
-                "TargetOriginId": "o",
-                "MinTTL": 0,
-                "ViewerProtocolPolicy": "allow-all",
-                "ForwardedValues": {
-                    "QueryString": False,
-                    "Cookies": {"Forward": "none"},
-                },
-            },
-        }
-        answer = self.aws(
-            "cloudfront",
-            "create-distribution",
-            "--output",
-            "json",
-            "--distribution-config",
-            json.dumps(config),
-        )
-        settings = {"DEPLOY_CLOUDFRONT": json.loads(answer)["Distribution"]["Id"]}
+        domain = ["--origin-domain-name", "x.s3.amazonaws.com", "--output", "json"]
+        made = json.loads(self.aws("cloudfront", "create-distribution", *domain))
+        settings = {"DEPLOY_CLOUDFRONT": made["Distribution"]["Id"]}
         self.run_it(**settings)
         self.repository.commit("Less", {"feed.xml": None})
-        self.s3.before = lambda method, key: method == "POST" and "invalidation" in key
-        self.run_it(status=1, **settings)
+        self.s3.before = lambda _, key: DENIED if "invalidation" in key else None
+        self.assertIn("cannot invalidate", self.refused(**settings))
         self.s3.before = lambda method, key: None
         for expected in (1, 0):  # the one that failed is made up for
             self.run_it(**settings)
@@ -3411,29 +3322,21 @@ class WholeWayToS3(Case):
         tool("aws", "awscli")
         server = S3Server()
         self.addCleanup(server.close)
+        server.forward("PUT", "/a-site")
         checkout = site(self.folder, HUGO_SITE)
-        env = {
-            "AWS_ENDPOINT_URL": server.url,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "PYENV_ROOT": os.path.expanduser("~/.pyenv"),
-        }
-        aws = ["aws", "--endpoint-url", server.url, "s3"]
-        subprocess.run([*aws, "mb", "s3://a-site"], check=True, env=os.environ | env)
         b = self.boop(
             BOOP_SCRIPT=str(HERE / "deploy.sh"),
             BOOP_REPO=f"{self.folder}/origin.git",
             DEPLOY_TO="s3://a-site/blog",
-            **env,
+            AWS_ENDPOINT_URL=server.url,
+            **S3_LOGIN,
         )
         b.said("deployment 1: (success|fail)")
         git(checkout, "rm", "-q", "content/posts/one.md")
         self.push(b, checkout, {"content/two.md": "---\ntitle: Two\n---\nText"})
-        fetch = [*aws, "cp", "--recursive", "--quiet", "s3://a-site/blog", "bucket"]
-        subprocess.run(fetch, check=True, env=os.environ | env, cwd=self.folder)
-        self.assertEqual(tree(self.folder / "bucket"), self.built(checkout))
+        live = {f"blog/{name}": body for name, body in self.built(checkout).items()}
+        found = server.objects("a-site").items()
+        self.assertEqual({key: body for key, (_, body) in found}, live)
 
 
 # --- The unit, under a real systemd ---------------------------------------------------
