@@ -13,7 +13,6 @@
 #   BOOP_STATE            the state folder
 #   BOOP_RESULT           a file for lines of name=value, which boop reads when it ends:
 #                         commit, message, author, url, and the reason of a failure
-#   BOOP_NUMBER BOOP_TRIGGER BOOP_MESSAGE BOOP_AUTHOR       not used here
 #   DEPLOY_TO             s3://bucket[/prefix], or a folder; default $BOOP_STATE/public
 #   DEPLOY_URL            the site's address, for boop's record; default: hugo's baseURL
 #   DEPLOY_FULL=1         trust nothing remembered: clone, build and upload everything
@@ -118,7 +117,7 @@ upload_pack=() lfs=() exact=''
 if [[ -d ${repo#file://} ]]; then  # named by our owner, so it may belong to another user
   upload_pack=(--upload-pack 'git -c safe.directory=* upload-pack')
 fi
-if command -v git-lfs >/dev/null; then     # as "git lfs install" would, which nobody may have run
+if command -v git-lfs >/dev/null; then  # what "git lfs install" configures
   lfs=(-c filter.lfs.process='git-lfs filter-process' -c filter.lfs.required=true)
 fi
 if [[ ${BOOP_EXACT:-} == 1 && ${BOOP_COMMIT:-} ]]; then
@@ -173,11 +172,8 @@ if has hugo.{toml,yaml,yml,json} config/_default || {
   has config.{toml,yaml,yml,json} && has content layouts themes; }      # else it is anyone's
 then hugo=1 site=site; fi
 find src -name .git -prune -o ! -type f ! -type d -print0 | while IFS= read -rd '' odd; do
-  case ${hugo:+$(realpath -e -- "$odd" 2>/dev/null)}/ in
-    */.git/*) ;;
-    "$work/src"/?*) continue ;;
-    *) ;;
-  esac
+  real=${hugo:+$(realpath -e -- "$odd" 2>/dev/null || :)}
+  if [[ $real == "$work/src/"* && ${real#"$work"}/ != */.git/* ]]; then continue; fi
   printf 'left out: %q is no regular file%s\n' "${odd#src/}" "${hugo:+ of the repository}"
   rm -- "$odd"
 done
@@ -191,9 +187,9 @@ if [[ $hugo ]]; then
   : >building
   try 'hugo failed' build
   rm building
-  if [[ ! ${DEPLOY_URL:-} ]]; then
-    DEPLOY_URL=$(hugo config --source src 2>/dev/null | sed -nE \
-      "s#^baseurl *= *[\"'](https?://[^\"']+)[\"']#\1#ip" | grep -vi '//example\.' || :)
+  if [[ ${BOOP_RESULT:-} && ! ${DEPLOY_URL:-} ]]; then  # example.org is hugo's placeholder
+    DEPLOY_URL=$(hugo config --source src 2>/dev/null | sed -nE "/example\.(org|com)/d
+      s#^baseurl *= *[\"'](https?://[^\"']+)[\"']#\1#ip" || :)
   fi
   pages=$({ grep -rLi --include='*.html' 'http-equiv="\?refresh' site || :; } | wc -l)
   if [[ ! -e site/index.html || $pages == 0 ]]; then      # an alias is no page
@@ -245,25 +241,26 @@ if ((2 * lost > published)); then refuse "the site lost $lost of its $published 
 if grep -qxF index.html lost; then refuse 'the site lost its home page, index.html'; fi
 
 # --- Publish -----------------------------------------------------------------------------
-type_of() {                     # for what aws guesses by the machine's mime.types, or not at all
-  case $1 in
-    avif | webp) type=image/$1 ;;       woff | woff2 | ttf | otf) type=font/$1 ;;
-    mjs) type=text/javascript ;;        webmanifest) type=application/manifest+json ;;
-    wasm) type=application/wasm ;;      map) type=application/json ;;
-    txt) type='text/plain; charset=utf-8' ;;    md) type='text/markdown; charset=utf-8' ;;
-    *) type='' ;;
-  esac
-}
-# One aws process for each list: stage/1.list, 2.list, 3.list, and stage/2.woff2.list ...
+# A list of names for each Cache-Control (1, 2 or 3) and Content-Type, as each needs an aws.
 cache=('' 'public, max-age=31536000, immutable' 'public, max-age=600' "$page_cache")
-sort_out() {
-  local fingerprint='\.[0-9a-f]{32,128}\.|_hu_?[0-9a-f]{16}' name ext class
+sort_out() {                    # "stage/2:font:woff2.list"; no type: aws knows it everywhere
+  local fingerprint='\.[0-9a-f]{32,128}\.|_hu_?[0-9a-f]{16}' name ext class type
   while IFS= read -r name; do
-    ext=${name##*.} ext=${ext,,} class=2
-    case $ext in html | htm | xhtml | xml | json | txt | md | webmanifest) class=3 ;; *) ;; esac
+    ext=${name##*.} ext=${ext,,} class=2 type=''
+    case $ext in
+      html | htm | xhtml | xml | json) class=3 ;;
+      txt) class=3 type='text/plain; charset=utf-8' ;;
+      md) class=3 type='text/markdown; charset=utf-8' ;;
+      webmanifest) class=3 type=application/manifest+json ;;
+      avif | webp) type=image/$ext ;;
+      woff | woff2 | ttf | otf) type=font/$ext ;;
+      mjs) type=text/javascript ;;
+      wasm) type=application/wasm ;;
+      map) type=application/json ;;
+      *) ;;
+    esac
     if [[ ${name##*/} =~ $fingerprint ]]; then class=1; fi
-    type_of "$ext"
-    printf '%s\n' "$name" >>"stage/$class${type:+.$ext}.list"
+    printf '%s\n' "$name" >>"stage/$class:${type/\//:}.list"
   done
 }
 put() {                         # put FOLDER CACHE-CONTROL CONTENT-TYPE
@@ -275,7 +272,7 @@ put() {                         # put FOLDER CACHE-CONTROL CONTENT-TYPE
       rm -rf -- "$target/.boop.new"
   fi
 }
-delete_objects() {              # a request takes 1000 names, and answers 200 if some of them fail
+delete_objects() {              # 1000 names a request; a 200 may hold errors
   local batch failed
   while IFS= read -r name; do printf '%s\n' "$prefix$name"; done <gone |
     sed 's/[\\"]/\\&/g; s/\t/\\t/g; s/.*/{"Key": "&"}/' | split -l 1000 - stage/gone.
@@ -290,7 +287,7 @@ delete_files() {                # and the folders that they leave empty
   (cd "$target" && xargs -d '\n' -r rm -f -- && sed -n 's|/[^/]*$||p' "$work/gone" |
     { xargs -d '\n' -r rmdir -p --ignore-fail-on-non-empty -- 2>/dev/null || :; }) <gone
 }
-swapped() {                     # is a file of the new site a folder in the old one, or the reverse?
+swapped() {                     # has a file taken the place of a folder, or the reverse?
   local name
   while IFS= read -r name; do
     if [[ -d $site/$name || -d $target/$name ]]; then return; fi
@@ -310,9 +307,9 @@ if [[ -s changed || -s gone ]] || ! cmp -s "$manifest" manifest; then
   for list in stage/*.list; do
     [[ -e $list ]] || break     # nothing but deletions
     batch=${list%.list} class=${list:6:1}
+    type=${batch:8} type=${type/:/\/}
     mkdir "$batch"
     (cd "$site" && xargs -d '\n' cp -l --parents -t "../$batch" -- <"../$list")
-    type_of "${batch##*.}"
     try "cannot publish to $target" put "$batch" "${cache[class]}" "$type"
   done
   if [[ -s gone ]]; then try "cannot delete in $target" delete; fi
