@@ -2576,12 +2576,9 @@ class DeployToFolder(DeployCase):
         self.assertEqual(self.live(), {})
 
     def test_a_hugo_site_whose_theme_is_missing_does_not_replace_the_live_one(self):
-        config = CONFIG + "defaultContentLanguageInSubdir = true\n"  # / is an alias
-        old = {"content/old.md": "---\naliases: [/older/]\n---\nx"}
         self.hugo_site()
-        self.repository.commit(
-            "Lang", {"hugo.toml": config, "config.toml": config, **old}
-        )
+        aliases = "---\naliases: [/old, /index.html]\n---\nx"
+        self.repository.commit("Moved", {"content/moved.md": aliases})
         self.run_it()
         before = self.live()
         self.repository.commit("No theme", {"layouts": None})
