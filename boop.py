@@ -2290,7 +2290,7 @@ dd { margin: 0; }
 #log div div > a { position: absolute; left: 0; width: 4.2em; text-align: right;
   color: var(--muted); user-select: none; }
 #log div div > a::before { content: attr(data-n); }
-#log .more > a { display: none; }
+#earlier { padding: 0 1rem 0 5.2em; color: var(--muted); }
 #log .on { background: var(--mark); }
 [data-status=queued] #log:empty::before { content: "Waiting for its turn …";
   padding: 1rem; color: var(--muted); }
@@ -2318,7 +2318,8 @@ dd { margin: 0; }
   .rows li { row-gap: 0; }
   code, pre, #log { font-size: 12px; } #log { margin-inline: -.75rem; border-radius: 0;
     border-inline: 0; --row: 18px; }
-  #log > div > div { padding: 0 .6rem 0 3.6em; } #log div div > a { width: 3em; }
+  #log > div > div, #earlier { padding: 0 .6rem 0 3.6em; }
+  #log div div > a { width: 3em; }
 }
 @media (prefers-reduced-motion: reduce) { .spin { animation: none !important; } }
 @media print { #end, nav { display: none; } }
@@ -2633,12 +2634,16 @@ function put(line, text) {
   line.append(span);
 }
 function draw(line, raw) {
-  let at = 0, over = false;
-  const upto = (index) => {
+  let at = 0, over = false, left = LONG;
+  const upto = index => {
     if (index <= at) return;
-    if (over) line.replaceChildren(line.firstChild);  // a progress line starts again
-    over = false;
-    put(line, raw.slice(at, index));
+    if (over) {  // a progress line starts again
+      line.replaceChildren(line.firstChild);
+      [over, left] = [false, LONG];
+    }
+    const text = raw.slice(at, index);
+    if (left >= 0) put(line, text.length > left ? `${text.slice(0, left)}…` : text);
+    left -= text.length;
   };
   for (const m of raw.matchAll(ESCAPE)) {
     upto(m.index);
@@ -2649,66 +2654,82 @@ function draw(line, raw) {
   upto(raw.length);
 }
 
-// Lines: 500 to a block, so that the browser lays out only what is seen.
-const BLOCK = 500, LONG = 10000, ENTER = "\n";
-const shape = document.createElement("div");
-shape.append(document.createElement("a"));
-shape.firstChild.tabIndex = -1;
-let block, lines = 0, open = null, openPen = pen, more = false, rest = "";
+// Lines: 500 to a block, so that the browser lays out only what is seen, and at most
+// ten blocks, so that no log is too much for it. A block of many colours is shorter.
+const BLOCK = 500, BLOCKS = 10, ALL = BLOCK * BLOCKS, PIECES = 3000;
+const LONG = 2000, MANY = 2e6;  // characters of a line, and of what is drawn at once
+const ENTER = "\n";
+const shape = el("div", null, el("a", {tabindex: "-1"}));
+const earlier = el("p", {id: "earlier"});
+const blocks = [];
+let lines = 0, gone = 0, pieces = 0, open = null, openPen = pen;
+let waiting = [], rest = "", timer = 0;
 function begin() {
-  if (!block || block.childElementCount === BLOCK) {
+  let block = blocks.at(-1);
+  if (!block || block.childElementCount === BLOCK || pieces > PIECES) {
     if (block) block.className = "shut";
-    block = document.createElement("div");
+    if (blocks.length === BLOCKS) blocks.shift().remove();
+    blocks.push(block = el("div"));
     log.append(block);
+    pieces = 0;
   }
   const line = shape.cloneNode(true);
-  if (more) line.className = "more";
-  else {
-    line.id = `L${++lines}`;
-    line.firstChild.href = `#${line.id}`;
-    line.firstChild.dataset.n = lines;
-  }
+  line.id = `L${++lines}`;
+  line.firstChild.href = `#${line.id}`;
+  line.firstChild.dataset.n = lines;
   block.append(line);
   return line;
 }
-function add(raw, done) {  // what is left of a line that is not done yet
-  if (raw.length > LONG) raw = raw.slice(raw.lastIndexOf("\r", raw.length - 2) + 1);
-  for (; raw.length > LONG; raw = raw.slice(LONG)) {
-    add(raw.slice(0, LONG), true);
-    more = true;
-  }
-  if (open) open.replaceChildren(open.firstChild);
+function add(raw, done) {
   pen = open ? openPen : pen;
   openPen = pen;
   open ??= begin();
+  open.replaceChildren(open.firstChild);
   draw(open, raw);
-  if (done) { open = null; more = false; }
-  return raw;
+  if (!done) return;
+  pieces += open.childNodes.length;
+  open = null;
 }
-async function feed(text) {
-  const parts = (rest + text).split(ENTER);
-  rest = parts.pop();
-  let since = performance.now();
-  for (const raw of parts) {
-    add(raw, true);
-    if (performance.now() - since > 30) {
-      await new Promise(done => {
-        requestAnimationFrame(done);
-        setTimeout(done, 100);  // a hidden tab draws no frames
-      });
-      since = performance.now();
-    }
+const cut = raw => raw.length <= 5 * LONG ? raw  // what was drawn over, and the excess
+  : raw.slice(raw.lastIndexOf("\r", raw.length - 2) + 1).slice(0, 5 * LONG);
+function feed(text) {
+  const whole = (rest + text).split(ENTER);
+  rest = cut(whole.pop());
+  waiting = waiting.concat(whole);
+  timer ||= setTimeout(drawWaiting, 30);
+}
+function drawWaiting() {
+  clearTimeout(timer);
+  timer = 0;
+  let skipped = waiting.length;
+  for (let room = MANY; skipped && room > 0 && waiting.length - skipped < ALL;)
+    room -= waiting[--skipped].length;
+  if (skipped) {  // they would be gone at once
+    lines += open ? skipped - 1 : skipped;
+    [open, pen] = [null, {}];
+    for (const block of blocks.splice(0)) block.remove();
+    waiting = waiting.slice(skipped);
   }
-  if (rest) rest = add(rest, false);
+  for (const raw of waiting) add(cut(raw), true);
+  waiting = [];
+  if (rest) add(rest, false);
+  gone = (blocks[0]?.querySelector("a").dataset.n ?? 1) - 1;
+  if (gone) {
+    earlier.replaceChildren(`… ${gone.toLocaleString("en")} earlier lines: `,
+      el("a", {href: `${here}?text`}, "as text"));
+    log.prepend(earlier);
+  }
   if (aim && document.getElementById(aim)) mark();
 }
 
-// #L12
+// #L12; of a line that is no longer drawn, the link to where it is
 let aim = "";
 function mark() {
   $("#log .on")?.classList.remove("on");
-  const line = document.getElementById(location.hash.slice(1));
-  if (!line?.id.startsWith("L")) return;
+  const number = Number(location.hash.replace(/^#L/, "")) || 0;
+  const line = number > gone ? document.getElementById(`L${number}`)
+    : number && gone && earlier;
+  if (!line) return;
   aim = "";
   stuck = false;
   line.classList.add("on");
@@ -2741,7 +2762,7 @@ function startLog() {
   new ResizeObserver(grown).observe(log);
   end.onclick = () => { stuck = true; toEnd(); };
   log.onclick = event => {
-    const link = event.target.closest("a");
+    const link = event.target.closest("a[data-n]");
     if (!link) return;
     event.preventDefault();  // marking a line is no reason to move it
     history.replaceState(null, "", link.hash);
@@ -2749,15 +2770,18 @@ function startLog() {
     mark();
     scrollTo(0, y);
   };
-  return follow(`${here}?follow`, async (bytes, at) => {
+  follow(`${here}?follow`, (bytes, at) => {
     const fresh = bytes.subarray(Math.min(bytes.length, Math.max(0, seen - at)));
     seen += fresh.length;
     if (status() === "queued") refresh().catch(() => {});
-    await feed(utf8.decode(fresh, {stream: true}));
+    feed(utf8.decode(fresh, {stream: true}));
   }, async () => {
+    drawWaiting();
     if (live()) await refresh();
-    if (!live()) log.removeAttribute("aria-busy");
-    return !live();
+    if (live()) return false;
+    log.removeAttribute("aria-busy");
+    if (aim || !$("#log .on")) mark();
+    return true;
   });
 }
 
