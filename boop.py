@@ -1370,7 +1370,7 @@ class Origin:
         self._deployments = deployments
         self._lock = threading.Lock()  # held while git is asked; Deployments' is inside
         self._asked = threading.Event()  # to look now
-        self._head = self._trouble = ""
+        self._head = self.why = ""  # why: the last look at the repository has failed
         self._git: subprocess.Popen[bytes] | None = None
         self._stopped = False
         self.wake: typing.Callable[[], None] = lambda: None  # something is queued
@@ -1395,10 +1395,10 @@ class Origin:
                     trouble = f"{repo} has no branch {branch or 'yet'}"
             except OSError as error:
                 trouble = f"cannot look at {repo}: {error.strerror}"
-            if trouble != self._trouble and not self._stopped:
+            if trouble != self.why and not self._stopped:
                 priority = WARNING if trouble else INFO
                 say(trouble or f"{repo} can be reached again", priority)
-            self._trouble = trouble
+            self.why = trouble
         return tip
 
     def look(self) -> None:
@@ -1424,7 +1424,7 @@ class Origin:
         tip = self.tip(self._settings.branch)
         branch = self._settings.branch or self._head
         if not tip:
-            return not self._trouble.startswith("cannot")
+            return not self.why.startswith("cannot")
         if not branch:
             say("the repository's HEAD is on no branch: set BOOP_BRANCH", WARNING)
             return True
@@ -2051,8 +2051,6 @@ def page(root: str) -> str:
 
 def list_text(ds: typing.Sequence[Deployment], now: float) -> str:
     """The deployments as a table; `ds` is newest first. A terminal wraps it."""
-    if not ds:
-        return EMPTY_TEXT
     rows = [text_row(d, now) for d in ds]
     widths = [max(map(len, column)) for column in zip(TEXT_HEADER, *rows, strict=True)]
     widths[-1] = 0  # the message comes last, whole
@@ -2078,6 +2076,32 @@ def text_row(d: Deployment, now: float) -> tuple[str, ...]:
         shown(d.commit)[:7],
         shown(d.message) or f"({shown(d.trigger)})",
     )
+
+
+def empty_text(secret: bool, repo: str, why: str) -> str:
+    """The list before the first deployment: what is left to do. `secret`: is one set?
+    `repo` is BOOP_REPO; `why` says what is the matter with it, if anything is. The page
+    draws this, too: a step is a list's item, and what is between backticks is code."""
+    steps = []
+    if why:
+        steps.append(f"Mend this first: {shown(why)}")
+    if not secret:
+        steps.append(
+            "Give boop a secret: until `BOOP_SECRET` is set, every push is refused.\n"
+            "     `openssl rand -hex 32` prints a good one."
+        )
+    steps += [
+        f"On the forge, add a webhook to {shown(repo) or 'the repository'}:\n"
+        f"     the URL is this address with `/deploy`, the secret that of\n"
+        "     `BOOP_SECRET`, the content type `application/json`, push events.",
+        "`git push`",
+    ]
+    lines = "\n".join(f"  {n}. {step}" for n, step in enumerate(steps, 1))
+    text = f"No deployments yet. To get the first one:\n\n{lines}\n"
+    if repo and not why:
+        at_once = "Or now, on boop's own machine" if secret else "Or, once that is set"
+        text += f"\n{at_once}: `boop.py deploy`\n"
+    return text
 
 
 # For programs.
@@ -2138,19 +2162,6 @@ def label(value: str) -> str:
 
 
 TEXT_HEADER = "", "STATUS", "QUEUED (UTC)", "  TOOK", "BRANCH", "COMMIT", "MESSAGE"
-EMPTY_TEXT = """\
-No deployments yet. Three steps to the first one:
-
-  1. Give boop a secret: set `BOOP_SECRET`, for example to what
-     `openssl rand -hex 32` prints.
-  2. On the forge, add a webhook to the site's repository: the URL is
-     this address with `/deploy`, the same secret, content type
-     `application/json`, push events.
-  3. `git push`
-
-Or now, on boop's own machine: `boop.py deploy`
-"""
-
 # The page, for the list and for a log. Each state has a shape of its own, not only a
 # colour. Links are relative: boop may live below any path of a reverse proxy.
 PAGE = f"""\
@@ -2247,8 +2258,10 @@ time.ago { cursor: help; }
 .hero > .icon { width: 2rem; height: 2rem; }
 .hero > div { flex: 1; min-width: 0; }
 .hero p { margin-top: .3rem; }
+.state { display: flex; flex-wrap: wrap; gap: 0 1rem; align-items: baseline; }
 figure { flex: 0 1 22rem; align-self: end; text-align: right; }
-.chart { display: block; width: 100%; overflow: visible; }
+.chart { display: block; max-width: 100%; height: auto; margin-left: auto;
+  overflow: visible; }
 .chart path { fill: currentColor; stroke: currentColor; }
 .chart .fail { fill: transparent; }
 .chart a:hover path { opacity: .6; }
@@ -2279,6 +2292,8 @@ dd { margin: 0; }
 .bar { position: sticky; top: 0; z-index: 2; max-width: none;
   background: var(--panel); border-bottom: 1px solid var(--line); }
 .bar ~ main { max-width: 90rem; }
+.bar > a, .bar > b { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.bar > a { flex: none; max-width: 30%; }
 #log { margin-top: 1.2rem; padding: .6rem 0; line-height: var(--row); min-height: 4rem;
   background: var(--panel); border: 1px solid var(--line); border-radius: 12px;
   overflow: clip; outline: 0; }
@@ -2310,9 +2325,10 @@ dd { margin: 0; }
 @media (max-width: 48rem) {
   header, main { padding-inline: .75rem; }
   .hero { flex-wrap: wrap; padding: 1.1rem; gap: .8rem; }
-  figure { flex-basis: 100%; text-align: left; }
+  figure { flex-basis: 100%; text-align: left; } .chart { margin-left: 0; }
   .rows li { grid-template-columns: 1.1rem 1fr; padding: .7rem .9rem; }
   .rows .st { position: absolute; clip-path: inset(50%); }
+  .bar { gap: .5rem; } .bar .by { display: none; } .bar nav { gap: .7rem; }
   .when { grid-column: 2; text-align: left; } .when br { display: none; }
   .when span:not(:empty)::before { content: " · "; }
   .rows li { row-gap: 0; }
@@ -2321,6 +2337,7 @@ dd { margin: 0; }
   #log > div > div, #earlier { padding: 0 .6rem 0 3.6em; }
   #log div div > a { width: 3em; }
 }
+@media (max-width: 30rem) { .bar nav span { display: none; } }
 @media (prefers-reduced-motion: reduce) { .spin { animation: none !important; } }
 @media print { #end, nav { display: none; } }
 """
@@ -2343,7 +2360,7 @@ function element(namespace, tag, attributes, ...children) {
   const made = document.createElementNS(`http://www.w3.org/${namespace}`, tag);
   for (const [name, value] of Object.entries(attributes ?? {}))
     if (value) made.setAttribute(name, value);
-  made.append(...children.flat().filter(Boolean));
+  made.append(...children.flat(2).filter(Boolean));
   return made;
 }
 const el = (...of) => element("1999/xhtml", ...of);
@@ -2392,11 +2409,10 @@ const HEADLINES = {queued: "Waiting to deploy", inprogress: "Deploying",
 const label = d => `#${d.number} ${LABELS[d.status]}`;
 const siteName = d =>  // https://github.com/ada/site.git -> site
   shown(d.repo).replace(/\/+$/, "").replace(/\.git$/, "").split("/").pop() || "site";
-function what(d) {
-  const trigger = shown(d.trigger);
-  return shown(d.message)
-    || `${trigger[0].toUpperCase()}${trigger.slice(1)} of ${shown(d.branch)}`;
-}
+const TRIGGERS = {push: "pushed", "catch-up": "caught up", manual: "by hand",
+  poll: "polled", interrupted: "run again after an interruption"};
+const what = d => shown(d.message) || `${TRIGGERS[d.trigger] ?? shown(d.trigger)}: `
+  + (shown(d.commit).slice(0, 7) || shown(d.branch));
 const why = d => d.reason && el("p", {class: "why"}, shown(d.reason));
 const to = (d, ...children) => el("a", {href: `log/${d.number}`}, ...children);
 
@@ -2429,28 +2445,32 @@ function drawList(ds) {
     el("span", {class: "by"}, "deployed by boop"));
   main.replaceChildren(hero(d, ds), el("section", {"aria-labelledby": "all"},
     el("h2", {id: "all"}, "Deployments"),
-    el("ol", {class: "rows"}, ds.slice(0, ROWS).map(d => row(d, several))), more));
+    el("ol", {class: "rows"},
+      ds.slice(0, ROWS).map(d => row(d, several, liveOf(d, ds) === d))), more));
   show(d, `${GLYPHS[d.status]} ${LABELS[d.status]} · ${name}`);
 }
+const liveOf = (d, ds) => ds.find(old => old.status === "success"
+  && old.repo === d.repo && old.branch === d.branch);
 function hero(d, ds) {
-  const time = ran(d);
+  const time = ran(d), shows = liveOf(d, ds);
   const when = d.status === "inprogress" ? ["running for ", time]
     : !d.finished_at ? ["queued ", moment(d.queued_at)]
     : [moment(d.finished_at), time && `, took ${time}`];
   return el("section", {class: `hero ${d.status}`, "aria-label": "State"},
-    icon(d.status), el("div", null, el("h1", null, HEADLINES[d.status]), why(d),
+    icon(d.status), el("div", null, el("div", {class: "state"},
+      el("h1", null, HEADLINES[d.status]), visit(shows)), why(d),
       el("p", null, to(d, `#${d.number}`), ` ${what(d)}`),
-      el("p", {class: "meta"}, when, stillLive(d, ds))), chart(ds));
+      el("p", {class: "meta"}, when, shows && shows !== d
+        && [" · the site shows ", to(shows, `#${shows.number}`), ", ",
+          moment(shows.finished_at ?? shows.queued_at)])), chart(ds));
 }
-function stillLive(d, ds) {  // a failed build touches nothing
-  const old = d.status !== "success" && ds.find(old =>
-    old.status === "success" && old.repo === d.repo && old.branch === d.branch);
-  return old ? [" · the site shows ", to(old, `#${old.number}`), ", ",
-    moment(old.finished_at ?? old.queued_at)] : [];
+function visit(d) {
+  return /^https?:\/\//i.test(d?.url ?? "") && el("a", {href: d.url}, "visit");
 }
-function row(d, several) {
+function row(d, several, isLive) {
   const facts = [several && siteName(d), el("span", null, shown(d.branch)), commit(d),
-    shown(d.author), d.pushes > 1 ? `${d.pushes} pushes` : shown(d.trigger)];
+    shown(d.author), d.pushes > 1 ? `${d.pushes} pushes` : shown(d.trigger),
+    isLive && el("b", {class: "success"}, "live")];
   return el("li", null, icon(d.status),
     el("span", {class: `st ${d.status}`}, LABELS[d.status]),
     el("div", null, to(d, el("i", null, `#${d.number}`), ` ${what(d)}`),
@@ -2465,8 +2485,9 @@ function chart(ds) {
   if (runs.length < 2) return null;
   const times = runs.map(d => d.duration).sort((a, b) => a - b);
   const longest = times.at(-1), median = times[times.length >> 1];
+  const width = 6 * runs.length;
   const bars = runs.map((d, i) => {
-    const x = 6 * (RUNS - runs.length + i) + 1.5;
+    const x = 6 * i + 1.5;
     const up = Math.max(3, d.duration / longest * HEIGHT) - 1;
     const shape = `M${x} ${HEIGHT - .5}v-${up}h3v${up}z`;
     const bar = svg("path", {class: d.status, d: shape});
@@ -2476,22 +2497,21 @@ function chart(ds) {
   const caption = `Last ${runs.length} runs: median ${took(median)}, `
     + `longest ${took(longest)}`;
   return el("figure", null, svg("svg", {class: "chart", "aria-hidden": "true",
-    viewBox: `0 0 ${6 * RUNS} ${HEIGHT}`}, bars), el("figcaption", null, caption));
+    viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT}, bars),
+  el("figcaption", null, caption));
 }
 
-// Nothing yet: the text that curl gets, whose `words` are code.
+// Nothing yet: the text that curl gets, drawn. What stands between backticks is code.
 async function drawEmpty() {
-  const answer = await fetch("?text", {cache: "no-store"});
+  const text = await (await fetch("?text", {cache: "no-store"})).text();
   const hook = `\`${new URL("deploy", location)}\``;
-  const text = (await answer.text()).replace("this address with `/deploy`", hook);
-  const code = text => text.split("`").map((part, i) => i % 2 ? el("code", null, part)
-    : part);
+  const code = text => text.replace(/this address\s+with `\/deploy`/, () => hook)
+    .split("`").map((part, i) => i % 2 ? el("code", null, part) : part);
   const [first, steps, ...rest] = text.trim().split("\n\n");
-  const [title, ask] = first.split(/(?<=\.) /);
   header.replaceChildren(el("b", null, "boop"));
   main.replaceChildren(el("section", {class: "hero"}, el("div", null,
-    el("h1", null, title.replace(/\.$/, "")), el("p", null, ask),
-    el("ol", {class: "steps"}, steps.trim().split(/\s*\d+\. /).slice(1)
+    el("h1", null, "No deployments yet"), el("p", null, first.split(". ")[1]),
+    el("ol", {class: "steps"}, steps.split(/^ +\d+\. /m).slice(1)
       .map(step => el("li", null, code(step)))),
     rest.map(text => el("p", {class: "meta"}, code(text))))));
   show(null, "boop: no deployments yet");
@@ -2516,9 +2536,8 @@ function drawLog(ds) {  // newest first
   header.replaceChildren(el("a", {href: root}, name), icon(d.status),
     el("b", null, label(d)), el("span", {class: "by"}, ran(d)),
     el("nav", {"aria-label": "Deployments"},
-      older && el("a", {href: `${older.number}`, rel: "prev"}, `← #${older.number}`),
-      newer && el("a", {href: `${newer.number}`, rel: "next"}, `#${newer.number} →`),
-      el("a", {href: `${d.number}?text`}, "text")));
+      beside(older, "prev", "← "), beside(newer, "next", "", " →"),
+      el("a", {href: `${d.number}?text`}, "plain text")));
   const rest = (d.message ?? "").trim().split("\n").slice(1).join("\n").trim();
   const terms = Object.entries(termsOf(d)).filter(([, value]) => value);
   facts.replaceChildren(el("h1", null, what(d)), why(d) || "",
@@ -2527,6 +2546,8 @@ function drawLog(ds) {  // newest first
       el("div", null, el("dt", null, name), el("dd", null, value)))));
   show(d, `${GLYPHS[d.status]} ${label(d)} · ${name}`);
 }
+const beside = (d, rel, before, after) => d && el("a", {href: `${d.number}`, rel,
+  "aria-label": `#${d.number}`}, before, el("span", null, `#${d.number}`), after);
 const termsOf = d => ({
   Branch: shown(d.branch), Commit: commit(d), Author: shown(d.author),
   Trigger: shown(d.trigger), Pushes: d.pushes > 1 && `${d.pushes}`,
@@ -3114,8 +3135,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             body = json.dumps({"deployments": [as_json(d) for d in newest]}) + "\n"
         elif form == HTML:
             body = page("./")
-        else:
+        elif newest:
             body = list_text(newest, now)
+        else:
+            s = self.site.settings
+            body = empty_text(bool(s.secret), s.repo, self.site.origin.why)
         self._page(Page(body.encode("utf-8", "replace"), form))
 
     def _log(self, which: str) -> None:

@@ -19,6 +19,7 @@ import fcntl
 import functools
 import hashlib
 import hmac
+import html
 import http.client
 import http.server
 import json
@@ -1074,11 +1075,17 @@ class Text(unittest.TestCase):
         self.assertEqual(len(text.splitlines()), 4)
         text.encode()
 
-    def test_an_empty_list_says_what_to_do_next(self) -> None:
-        text = boop.list_text([], NOW)
-        for word in "/deploy", "BOOP_SECRET", "boop.py deploy", "git push":
-            self.assertIn(word, text)
-        self.assertLessEqual(max(map(len, text.split("\n"))), 80)
+    def test_an_empty_list_says_what_is_left_to_do(self) -> None:
+        ready = boop.empty_text(True, "/srv/site", "")
+        for word in "/deploy", "BOOP_SECRET", "/srv/site", "boop.py deploy", "git push":
+            self.assertIn(word, ready)
+        self.assertNotIn("openssl", ready)
+        self.assertLessEqual(max(map(len, ready.split("\n"))), 80)
+        why = "/srv/site is on no branch (detached): set BOOP_BRANCH"
+        bare = boop.empty_text(False, "/srv/site", why)
+        self.assertIn(f"  1. Mend this first: {why}\n", bare)
+        self.assertIn("every push is refused", bare)
+        self.assertNotIn("boop.py deploy", bare)
 
 
 class Html(unittest.TestCase):
@@ -1236,6 +1243,12 @@ class InABrowser(Case):
         self.b.start()
         self.base = f"http://127.0.0.1:{self.b.port}/"
 
+    def answer(self, records: list[dict[str, object]]) -> None:
+        """Has the page draw these records, whatever boop has."""
+        body = json.dumps({"deployments": records})
+        self.browser.js(f"window.fetch = async () => new Response({body!r})")
+        self.b.push()  # a change: the page fetches again
+
     def hrefs(self) -> list[str]:
         code = "return [...document.links].map(a => a.getAttribute('href'))"
         return typing.cast("list[str]", self.browser.js(code))
@@ -1277,7 +1290,7 @@ class InABrowser(Case):
         gate = self.gate_file()
         n = self.deploy(self.wait_for(gate), message="Seen in the list")
         b.until(f"document.querySelector('.hero a[href=\"log/{n}\"]')")
-        b.until("document.querySelector('.rows time.run')?.textContent === '1 s'")
+        b.until("/^[1-9] s/.test(document.querySelector('.rows time.run')?.textContent)")
         pathlib.Path(gate).touch()
         b.until("document.title.startsWith('✓')")
         self.assertIn("Seen in the list", b.js("return document.body.innerText"))
@@ -1375,13 +1388,74 @@ class InABrowser(Case):
 
     def test_an_empty_list_leads_to_the_first_deployment(self) -> None:
         b = self.open()
-        b.until("document.querySelectorAll('.steps li').length === 3")
+        b.until("document.querySelectorAll('.steps li').length === 2")
         codes = b.js(
             "return [...document.querySelectorAll('code')].map(c => c.textContent)"
         )
-        self.assertIn(f"{self.base}deploy", codes)
+        self.assertEqual(codes[0], f"{self.base}deploy")
         self.deploy("true", message="The first")
         b.until("document.body.innerText.includes('The first')")
+
+    def test_a_row_without_a_message_says_in_words_what_it_is(self) -> None:
+        words = {
+            "catch-up": "caught up: 3f2a1b9",
+            "poll": "polled: 3f2a1b9",
+            "manual": "by hand: 3f2a1b9",
+            "interrupted": "run again after an interruption: 3f2a1b9",
+        }
+        ds = [deployment(n, trigger=t, message=None) for n, t in enumerate(words, 1)]
+        self.show(*ds, deployment(9, message=None, commit=None))
+        b = self.open()
+        b.until("document.querySelector('.rows li')")
+        rows = b.js(
+            "return [...document.querySelectorAll('.rows div > a')]"
+            ".map(a => a.textContent.replace(/#\\d+ /, ''))"
+        )
+        self.assertEqual(rows, [*words.values(), "pushed: main"])
+
+    def test_the_list_leads_to_the_site_that_is_live(self) -> None:
+        """The newest success's, and only if it is a web address."""
+        for url, link in {
+            "https://example.org/": "https://example.org/",
+            "javascript:alert(1)": None,
+            "ftp://example.org/": None,
+        }.items():
+            b = self.open()
+            records = [boop.as_json(deployment(n)) | {"url": url} for n in (6, 5)]
+            records[1]["url"] = "https://old.example.org/"
+            failed = boop.as_json(deployment(8, status="fail")) | {"url": None}
+            self.answer([failed, *records])
+            b.until("document.querySelector('.rows .fail')")
+            found = b.js("return document.querySelector('.state a')?.href ?? null")
+            self.assertEqual(found, link)
+            live = "return document.querySelector('.rows b.success').closest('li')"
+            self.assertIn("#6", b.js(f"{live}.innerText"))
+
+    def test_the_bar_of_a_log_is_one_line_on_a_phone(self) -> None:
+        name = "https://github.com/ada/a-site-with-a-name-that-is-long.git"
+        started = {"started_at": NOW, "finished_at": None, "duration": None}
+        running = deployment(1234, status="inprogress", repo=name, **started)
+        self.show(deployment(1235), running, deployment(1233))
+        self.addCleanup(self.metrics, width=0, height=0)
+        for width in 390, 320:
+            self.metrics(width=width, height=800)
+            b = self.open("log/1234")
+            b.until("document.querySelector('.bar nav')")
+            bar = "document.querySelector('.bar')"
+            self.assertLess(b.js(f"return {bar}.offsetHeight"), 60)
+            wide = b.js("return document.documentElement.scrollWidth")
+            self.assertEqual(wide, width)
+            name = b.js(f"return {bar}.querySelector('a').offsetWidth")
+            self.assertGreater(name, 60)  # it is the way back
+
+    def metrics(self, width: int, height: int) -> None:
+        """The window's size; 0: as it was."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1}
+        self.browser.call(
+            "/goog/cdp/execute",
+            cmd="Emulation.setDeviceMetricsOverride",
+            params=size | {"mobile": False},
+        )
 
     def test_the_log_stays_at_the_bottom_unless_scrolled_up(self) -> None:
         gates = [self.gate_file() for _ in range(2)]
