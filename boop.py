@@ -2293,7 +2293,7 @@ dd { margin: 0; }
   background: var(--panel); border-bottom: 1px solid var(--line); }
 .bar ~ main { max-width: 90rem; }
 .bar > a, .bar > b { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.bar > a { flex: none; max-width: 30%; }
+.bar > a { flex: none; max-width: 25%; }
 #log { margin-top: 1.2rem; padding: .6rem 0; line-height: var(--row); min-height: 4rem;
   background: var(--panel); border: 1px solid var(--line); border-radius: 12px;
   overflow: clip; outline: 0; }
@@ -2350,7 +2350,7 @@ BOOP_JS = r"""// boop's pages: they draw the JSON that programs get.
 const $ = (selector) => document.querySelector(selector);
 const sleep = ms => new Promise(done => setTimeout(done, ms));
 const root = document.body.dataset.root;  // leads to the list
-const here = root === "./" ? "" : location.pathname.split("/").pop();  // 7, latest
+let here = root === "./" ? "" : location.pathname.split("/").pop();  // 7, latest
 const header = $("header"), main = $("main");
 const status = () => document.body.dataset.status;
 const live = () => status() === "queued" || status() === "inprogress";
@@ -2370,10 +2370,10 @@ const icon = status => svg("svg", {class: `icon ${status}`, "aria-hidden": "true
 const joined = parts => parts.filter(Boolean).flatMap((p, i) => i ? [" · ", p] : [p]);
 
 // A text's first line, with "?" for what could fool a reader.
-const shown = text => (text ?? "").trim().split("\n")[0].trimEnd()
-  .replaceAll("\t", " ").replace(UNSAFE, "?");
 const UNSAFE = new RegExp(String.raw`[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f`
   + String.raw`\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]`, "gu");
+const shown = text => (text ?? "").trim().split("\n")[0].trimEnd()
+  .replaceAll("\t", " ").replace(UNSAFE, "?");
 
 // Times
 const took = s => s < 9.95 ? `${Math.max(s, 0).toFixed(1)} s`
@@ -2464,9 +2464,8 @@ function hero(d, ds) {
         && [" · the site shows ", to(shows, `#${shows.number}`), ", ",
           moment(shows.finished_at ?? shows.queued_at)])), chart(ds));
 }
-function visit(d) {
-  return /^https?:\/\//i.test(d?.url ?? "") && el("a", {href: d.url}, "visit");
-}
+const visit = d => /^https?:\/\//i.test(d?.url ?? "")
+  && el("a", {href: d.url}, "visit");
 function row(d, several, isLive) {
   const facts = [several && siteName(d), el("span", null, shown(d.branch)), commit(d),
     shown(d.author), d.pushes > 1 ? `${d.pushes} pushes` : shown(d.trigger),
@@ -2532,6 +2531,7 @@ function drawLog(ds) {  // newest first
   const at = here === "latest" ? 0 : ds.findIndex(d => String(d.number) === here);
   const d = ds[at], newer = ds[at - 1], older = ds[at + 1];
   if (!d) return;  // removed by now: what was drawn stays
+  here = String(d.number);  // a later one may be the latest when this one ends
   const name = siteName(d);
   header.replaceChildren(el("a", {href: root}, name), icon(d.status),
     el("b", null, label(d)), el("span", {class: "by"}, ran(d)),
@@ -2776,6 +2776,7 @@ function offer() { end.hidden = stuck || bottom() - scrollY < innerHeight / 2; }
 function startLog() {
   const utf8 = new TextDecoder();
   let seen = 0;  // bytes; a second connection starts from the log's beginning again
+  frameLog();
   stuck = live() && !location.hash;
   aim = location.hash.slice(1);
   addEventListener("scroll", scrolled, {passive: true});
@@ -2807,8 +2808,10 @@ function startLog() {
 }
 
 async function start() {
-  if (here) frameLog();
-  while (!await refresh().then(() => true, () => false)) await sleep(2000);
+  while (!await refresh().then(() => true, () => false)) {
+    main.replaceChildren(el("p", null, "boop does not answer; trying again …"));
+    await sleep(2000);
+  }
   if (here) startLog();
   else follow("?follow", refresh, () => false);
 }

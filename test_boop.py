@@ -1249,6 +1249,15 @@ class InABrowser(Case):
         self.browser.js(f"window.fetch = async () => new Response({body!r})")
         self.b.push()  # a change: the page fetches again
 
+    def resize(self, width: int, height: int) -> None:
+        """The window's size; 0: as it was."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1}
+        self.browser.call(
+            "/goog/cdp/execute",
+            cmd="Emulation.setDeviceMetricsOverride",
+            params=size | {"mobile": False},
+        )
+
     def hrefs(self) -> list[str]:
         code = "return [...document.links].map(a => a.getAttribute('href'))"
         return typing.cast("list[str]", self.browser.js(code))
@@ -1386,6 +1395,26 @@ class InABrowser(Case):
         rel = "return document.querySelector('nav [rel={}]').getAttribute('href')"
         self.assertEqual([b.js(rel.format(r)) for r in ("prev", "next")], ["4", "9"])
 
+    def test_a_page_waits_for_a_boop_that_does_not_answer(self) -> None:
+        b = self.open()
+        b.until("document.querySelector('.steps')")
+        port = self.b.port
+        self.b.stop()
+        self.b.env["BOOP_PORT"] = str(port)
+        self.b.start()
+        self.deploy("true", message="After the restart")
+        b.until("document.body.innerText.includes('After the restart')")
+
+    def test_the_latest_log_stays_that_of_its_deployment(self) -> None:
+        gate = self.gate_file()
+        n = self.deploy(self.wait_for(gate))
+        b = self.open("log/latest")
+        b.until(f"document.title.startsWith('▶ #{n} ')")
+        self.b.push()
+        pathlib.Path(gate).touch()
+        self.finish()
+        self.assertTrue(b.js("return document.title").startswith(f"✓ #{n} "))
+
     def test_an_empty_list_leads_to_the_first_deployment(self) -> None:
         b = self.open()
         b.until("document.querySelectorAll('.steps li').length === 2")
@@ -1436,9 +1465,9 @@ class InABrowser(Case):
         started = {"started_at": NOW, "finished_at": None, "duration": None}
         running = deployment(1234, status="inprogress", repo=name, **started)
         self.show(deployment(1235), running, deployment(1233))
-        self.addCleanup(self.metrics, width=0, height=0)
+        self.addCleanup(self.resize, width=0, height=0)
         for width in 390, 320:
-            self.metrics(width=width, height=800)
+            self.resize(width=width, height=800)
             b = self.open("log/1234")
             b.until("document.querySelector('.bar nav')")
             bar = "document.querySelector('.bar')"
@@ -1447,15 +1476,8 @@ class InABrowser(Case):
             self.assertEqual(wide, width)
             name = b.js(f"return {bar}.querySelector('a').offsetWidth")
             self.assertGreater(name, 60)  # it is the way back
-
-    def metrics(self, width: int, height: int) -> None:
-        """The window's size; 0: as it was."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1}
-        self.browser.call(
-            "/goog/cdp/execute",
-            cmd="Emulation.setDeviceMetricsOverride",
-            params=size | {"mobile": False},
-        )
+            state = b.js(f"return {bar}.querySelector('b').offsetWidth")
+            self.assertGreater(state, 60)
 
     def test_the_log_stays_at_the_bottom_unless_scrolled_up(self) -> None:
         gates = [self.gate_file() for _ in range(2)]
