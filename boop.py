@@ -933,6 +933,7 @@ def _same_target(queued: Deployment, push: Push) -> bool:
 
 JOURNAL = "deployments.jsonl"
 MAX_CHANGES = 1000  # that a follower of the list may be behind
+NOT_BOOPS = f"it holds files, and no {JOURNAL}: it is not boop's"
 COMPACT_LINES = 1000  # added to the journal before it is written anew
 INTERRUPTED = "interrupted"
 STOPPED = f"{INTERRUPTED}: boop was stopped"
@@ -1032,7 +1033,7 @@ class Deployments:
             raise OSError(None, "another boop is using it") from None
         names = os.listdir(folder)
         if names and JOURNAL not in names:
-            raise OSError(None, f"it holds files, and no {JOURNAL}: it is not boop's")
+            raise OSError(None, NOT_BOOPS)
         self._journal = self._open(JOURNAL)
         os.makedirs(os.path.join(folder, "work"), mode=0o755, exist_ok=True)
         self._load()
@@ -1363,17 +1364,13 @@ class Origin:
     thread, in which missed pushes are caught (promise 4).
     """
 
-    def __init__(
-        self, settings: Settings, environ: Environ, deployments: Deployments
-    ) -> None:
+    def __init__(self, settings: Settings, environ: Environ) -> None:
         self._settings, self._environ = settings, environ
-        self._deployments = deployments
-        self._lock = threading.Lock()  # held while git is asked; Deployments' is inside
+        self._lock = threading.Lock()  # held while git is asked
         self._asked = threading.Event()  # to look now
         self._head = self.why = ""  # why: the last look at the repository has failed
         self._git: subprocess.Popen[bytes] | None = None
         self._stopped = False
-        self.wake: typing.Callable[[], None] = lambda: None  # something is queued
 
     def head(self) -> str:
         """The repository's default branch, asked for once; "" where unknown."""
@@ -1389,7 +1386,7 @@ class Origin:
         repo, trouble, tip = self._settings.repo, "", ""
         with self._lock:
             try:
-                head, tip = self._ls_remote(branch)
+                head, tip = self.ls_remote(branch)
                 self._head = head or self._head
                 if not tip:
                     trouble = f"{repo} has no branch {branch or 'yet'}"
@@ -1405,13 +1402,13 @@ class Origin:
         """Asks the catch-up thread to look at once."""
         self._asked.set()
 
-    def run(self) -> None:
+    def run(self, deployments: Deployments, wake: typing.Callable[[], None]) -> None:
         """The catch-up thread: a look at the tip, at start, when asked to, and every
         BOOP_POLL seconds; sooner, and ever less often, where the last one failed."""
         trigger, pause, poll = "catch-up", RETRY_S, self._settings.poll
         while not self._stopped:
             self._asked.clear()
-            if self._catch_up(trigger):
+            if self._catch_up(trigger, deployments, wake):
                 pause, seconds = RETRY_S, poll or None
             else:
                 seconds = min(pause, poll or pause)
@@ -1419,7 +1416,9 @@ class Origin:
             asked = self._asked.wait(seconds)
             trigger = "catch-up" if asked or not poll else "poll"
 
-    def _catch_up(self, trigger: str) -> bool:
+    def _catch_up(
+        self, trigger: str, deployments: Deployments, wake: typing.Callable[[], None]
+    ) -> bool:
         """Deploys the branch's tip if it was missed. False: look again soon."""
         tip = self.tip(self._settings.branch)
         branch = self._settings.branch or self._head
@@ -1431,13 +1430,13 @@ class Origin:
         push = Push(self._settings.repo, branch, tip, trigger=trigger)
         try:
             way = way_of(self._settings, self._environ)
-            missed = self._deployments.catch_up(push, way)
+            missed = deployments.catch_up(push, way)
         except OSError as error:
             say(f"{trigger}: cannot record {tip[:8]}: {error.strerror}", ERROR)
             return False
         if missed:
             say(f"{trigger}: {branch} is at {tip[:8]}: queued as {missed.number}")
-            self.wake()
+            wake()
         return True
 
     def stop(self) -> None:
@@ -1447,7 +1446,7 @@ class Origin:
         if self._git and self._git.returncode is None:
             _end_group(self._git.pid, signal.SIGKILL)
 
-    def _ls_remote(self, branch: str) -> tuple[str, str]:
+    def ls_remote(self, branch: str) -> tuple[str, str]:
         """The repository's (default branch, tip of the branch), "" where there is none.
 
         branch "" asks for the default branch's tip. Raises OSError, with git's words,
@@ -1810,6 +1809,7 @@ def read_result(path: str) -> dict[str, str]:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         with open(fd, "rb") as file:
             text = file.read(MAX_RESULT_BYTES).decode("utf-8", "replace")
+        os.unlink(path)
     except OSError:
         return {}
     result = {}
@@ -2867,6 +2867,15 @@ class Site:
         self.wake, self.health = wake, health
         self.large_bodies = threading.Semaphore(MAX_LARGE_BODIES)
         self.followers = threading.Semaphore(MAX_FOLLOWERS)
+        self._wrong, self._said = 0, 0.0
+
+    def wrong_password(self, address: str) -> None:
+        """Says it, at most once a second, and how many there have been. No lock: a
+        number that is one off does no harm."""
+        self._wrong, now = self._wrong + 1, time.monotonic()
+        if now - self._said >= 1:
+            self._said = now
+            say(f"wrong password from {address} ({self._wrong} so far)", NOTICE)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -2942,10 +2951,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.query = {name.partition("=")[0] for name in query.split("&")}
             if not HEAD.fullmatch(typing.cast("io.BytesIO", self.rfile).getvalue()):
                 raise Refusal(400, "a line in the request's head is no header")
+            hosts = len(self.headers.get_all("Host", []))
+            if hosts > 1 or (not hosts and self.request_version >= "HTTP/1.1"):
+                raise Refusal(400, f"{hosts} Host headers, not one: RFC 9112, 3.2")
             self._route()
             return
         except Refusal as refusal:
             status, why, word = refusal.status, refusal.why, refusal.word
+        except MemoryError:
+            status, why, word = 503, "boop has no memory for this request", "error"
         self._refuse(status, why, word)  # out here, where nothing holds the body
 
     def _route(self) -> None:
@@ -3046,6 +3060,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             login = b""
         sent = login.partition(b":")[2] if kind.lower() == "basic" else b""
         if not hmac.compare_digest(sent, password.encode("utf-8", "surrogateescape")):
+            if value:  # a browser asks without one first
+                self.site.wrong_password(self.client_address[0])
             raise Refusal(401, "boop wants the password (BOOP_PASSWORD), any user name")
 
     # What answers the routes.
@@ -3108,7 +3124,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_response_only(100)
             self.end_headers()
             self.wfile.flush()
-        body, at = memoryview(mmap.mmap(-1, length or 1))[:length], 0
+        try:
+            body, at = memoryview(mmap.mmap(-1, length or 1))[:length], 0
+        except OSError:
+            raise MemoryError from None
         try:
             while at < length:
                 part = self._unread or self._receive(PIPE_BYTES, deadline)
@@ -3395,13 +3414,16 @@ def listen(settings: Settings, environ: Environ) -> socket.socket:
         listener = socket.socket(fileno=3)
         os.set_inheritable(3, False)
         return listener
-    where = settings.host, settings.port
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    host, port = settings.host, settings.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server(where, family=family, backlog=BACKLOG)
+        return socket.create_server(
+            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both
+        )
     except OSError as error:
-        why = f"cannot listen on {where[0]} port {where[1]}: {error.strerror}"
-        raise OSError(None, why) from None
+        why = f"cannot listen on {host} port {port}: {error.strerror}"
+        raise OSError(error.errno, why) from None
 
 
 class Boop:
@@ -3419,12 +3441,11 @@ class Boop:
         except OSError as error:
             why = f"state folder {settings.state}: {error.strerror}"
             raise OSError(None, why) from None
-        self._origin = Origin(settings, environ, self._deployments)
+        self._origin = Origin(settings, environ)
         self._reporter = Reporter(settings, environ, self._deployments)
         self._runner = Runner(
             settings, environ, self._deployments, self._origin, self._report
         )
-        self._origin.wake = self._runner.wake
         site = Site(
             settings, self._deployments, self._origin, self._runner.wake, self._health
         )
@@ -3435,12 +3456,11 @@ class Boop:
         poll, listener = select.poll(), self._door.listener.fileno()
         poll.register(listener, select.POLLIN)
         poll.register(self._events, select.POLLIN)
-        threading.Thread(target=self._run, name="runner", daemon=True).start()
+        threading.Thread(target=self._run, daemon=True).start()
         self._welcome()
         if self._settings.repo:
-            threading.Thread(
-                target=self._origin.run, name="catch-up", daemon=True
-            ).start()
+            args = self._deployments, self._runner.wake
+            threading.Thread(target=self._origin.run, args=args, daemon=True).start()
         every, alive = watchdog_s(self._environ), time.monotonic()
         while True:
             ready = [fd for fd, _ in poll.poll(every * 1000 or None)]
@@ -3586,12 +3606,81 @@ def deploy(settings: Settings, commit: str | None) -> int:
     return int(record["status"] != "success")
 
 
-def check(settings: Settings) -> int:
-    """`--check`: shows the settings, which are good, and no secret."""
-    for s in SETTINGS:
-        value = getattr(settings, s.name)
-        print(f"{s.variable}={'***' if s.secret and value else value}")
-    return 0
+def check(settings: Settings, environ: Environ) -> int:
+    """`--check`: a line for each thing that boop and deploy.sh need, "ok" on stdout or
+    what is wrong on stderr. 0, or 78. To be called beside a running boop, too."""
+    looks = _look_at_address, _look_at_state, _look_at_repo, _look_for_programs
+    status = 0
+    for look in looks:
+        try:
+            print(f"ok: {one_line(look(settings, environ))}", flush=True)
+        except OSError as error:
+            say(error.strerror or str(error), ERROR)
+            status = EX_CONFIG
+    if settings.secret:
+        print("ok: BOOP_SECRET is set")
+    else:
+        say("no BOOP_SECRET: every hook will be refused", WARNING)
+    return status
+
+
+def _look_at_address(settings: Settings, environ: Environ) -> str:
+    where = f"{settings.host} port {settings.port}"
+    try:
+        listen(settings, {}).close()
+        return f"can listen on {where}"
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        try:
+            server = call(settings, "/badge.svg").headers.get("Server", "")
+        except (Refusal, OSError, http.client.HTTPException):
+            server = ""
+        if not server.startswith("boop/"):
+            raise
+        return f"a boop listens on {where} now"
+
+
+def _look_at_state(settings: Settings, environ: Environ) -> str:
+    folder = settings.state
+    names = os.listdir(folder) if os.path.exists(folder) else []
+    if names and JOURNAL not in names:
+        raise OSError(None, f"state folder {folder}: {NOT_BOOPS}")
+    parent = folder
+    while not os.path.exists(parent):
+        parent = os.path.dirname(parent)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OSError(None, f"state folder {folder}: {parent} is not writable")
+    return f"state in {folder}"
+
+
+def _look_at_repo(settings: Settings, environ: Environ) -> str:
+    if not settings.repo:
+        return "no BOOP_REPO: whatever repository a push names is deployed"
+    origin, branch = Origin(settings, environ), settings.branch
+    try:
+        head, tip = origin.ls_remote(branch)
+    except OSError as error:
+        raise OSError(
+            None, f"cannot look at {settings.repo}: {error.strerror}"
+        ) from None
+    if not tip or not (branch or head):
+        why = f"has no branch {branch}" if branch else "is on no branch, or empty"
+        raise OSError(None, f"{settings.repo} {why}")
+    return f"{settings.repo}, branch {branch or head}, is at {tip[:8]}"
+
+
+def _look_for_programs(settings: Settings, environ: Environ) -> str:
+    import shutil
+
+    needed = ["git"]
+    if os.path.basename(settings.script) == "deploy.sh":
+        needed += ["aws"] * environ.get("DEPLOY_TO", "").startswith("s3://")
+    missing = [name for name in needed if not shutil.which(name)]
+    if missing:
+        raise OSError(None, f"{' and '.join(missing)}: not installed, or not in PATH")
+    hugo = "hugo" if shutil.which("hugo") else "no hugo, which a Hugo site needs"
+    return f"programs: {', '.join([*needed, hugo])}"
 
 
 def by_hand(settings: Settings, given: argparse.Namespace) -> int:
@@ -3655,7 +3744,10 @@ def read_flags(argv: list[str]) -> tuple[dict[str, str], typing.Any, list[str]]:
 
     Raises BadSettings; --help and --version print, and raise SystemExit.
     """
-    given, unknown = _parser().parse_known_args(argv)
+    parser = _parser()
+    words = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    unknown = [word for word in words if word not in parser.format_help().split()]
+    given = None if unknown else parser.parse_args(argv)
     values = {s.name: getattr(given, s.variable, None) for s in SETTINGS}
     flags = {name: value for name, value in values.items() if value is not None}
     return flags, given, [one_line(f"{word}: no such flag") for word in unknown]
@@ -3682,7 +3774,7 @@ def main(argv: list[str] | None = None) -> int:
     say.mask = Mask(secrets_of(settings, environ))
     try:
         if given and given.check:
-            return check(settings)
+            return check(settings, environ)
         if given and given.command:
             return by_hand(settings, given)
         return Boop(settings, environ).serve()

@@ -1299,7 +1299,9 @@ class InABrowser(Case):
         gate = self.gate_file()
         n = self.deploy(self.wait_for(gate), message="Seen in the list")
         b.until(f"document.querySelector('.hero a[href=\"log/{n}\"]')")
-        b.until("/^[1-9] s/.test(document.querySelector('.rows time.run')?.textContent)")
+        b.until(
+            "/^[1-9] s/.test(document.querySelector('.rows time.run')?.textContent)"
+        )
         pathlib.Path(gate).touch()
         b.until("document.title.startsWith('✓')")
         self.assertIn("Seen in the list", b.js("return document.body.innerText"))
@@ -1801,6 +1803,9 @@ class Caching(Case):
                 answer = b.get(path, Authorization=login)
                 self.assertEqual(answer.status, 401, (path, login))
                 self.assertIn("Basic", answer.headers["WWW-Authenticate"])
+        b.said(r"wrong password from 127.0.0.1 \(1 so far\)")
+        self.assertLess(sum("wrong password" in line for line in b.lines), 5)
+        self.assertNotIn("QTpi", "".join(b.lines))
         for path in ("/healthz", "/badge.svg", "/boop.css"):
             self.assertEqual(b.get(path).status, 200)
         for user in ("", "any"):
@@ -1862,22 +1867,58 @@ class Starting(Case):
         status, _, err = self.run_boop("--port", "x", BOOP_PORT="1")
         self.assertEqual(status, 78)
         self.assertIn("'x'", err)
-        status, out, _ = self.run_boop("--check", "--port=8123", BOOP_PORT="1")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        status, out, _ = self.run_boop("--check", f"--port={port}", BOOP_PORT="1")
         self.assertEqual(status, 0)
-        self.assertIn("BOOP_PORT=8123", out)
+        self.assertIn(f"127.0.0.1 port {port}", out)
 
     def test_unknown_flags_and_secrets_as_flags_are_refused(self) -> None:
-        for flag in ("--prot=1", "--secret=x", "--password=x", "--github-token=x"):
-            status, _, err = self.run_boop(flag)
-            self.assertEqual(status, 78, err)
-            self.assertIn(flag.split("=")[0], err)
+        for flag in ("--prot=1", "--prot 1", "--secret=x", "--github-token x"):
+            status, _, err = self.run_boop(*flag.split())
+            name = re.split("[= ]", flag)[0]
+            self.assertEqual((status, len(err.splitlines())), (78, 1), err)
+            self.assertIn(f"{name}: no such flag", err)
 
-    def test_check_validates_and_shows_no_secret(self) -> None:
-        status, out, _ = self.run_boop("--check", BOOP_SECRET="sssssssssecret")
-        self.assertEqual(status, 0)
+    def test_check_looks_at_all_that_boop_will_need(self) -> None:
+        checkout = site(self.folder)
+        status, out, err = self.run_boop(
+            "--check", BOOP_SECRET="sssssssssecret", BOOP_REPO=str(checkout)
+        )
+        self.assertEqual((status, err), (0, ""))
         self.assertNotIn("ssecret", out)
-        self.assertEqual(self.run_boop("--check", BOOP_PORT="-1")[0], 78)
+        self.assertIn(f"ok: {checkout}, branch main, is at", out)
         self.assertFalse((self.folder / "state").exists())
+        self.assertEqual(self.run_boop("--check", BOOP_PORT="-1")[0], 78)
+        b = self.boop()  # before a restart
+        status, out, _ = self.run_boop("--check", BOOP_PORT=str(b.port))
+        self.assertEqual(status, 0)
+        self.assertIn("a boop listens on", out)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = str(taken.getsockname()[1])
+            threading.Thread(target=lambda: taken.accept()[0].close()).start()
+            for env, words in (
+                ({"BOOP_PORT": port}, f"port {port}: Address already in use"),
+                ({"BOOP_HOST": "no.such.host.invalid"}, "Name or service not known"),
+                ({"BOOP_REPO": str(self.folder / "none")}, "does not appear to be"),
+                ({"BOOP_REPO": str(checkout), "BOOP_BRANCH": "x"}, "no branch x"),
+                ({"BOOP_STATE": str(checkout)}, "not boop's"),
+                ({"DEPLOY_TO": "s3://x", "PATH": "/nowhere"}, "cannot run git"),
+            ):
+                status, _, err = self.run_boop(
+                    "--check", **{"BOOP_REPO": str(checkout), **env}
+                )
+                self.assertEqual(status, 78, err)
+                self.assertIn(words, err)
+                self.assertNotIn("Traceback", err)
+        status, _, err = self.run_boop("--check", BOOP_SECRET="")
+        self.assertEqual(status, 0)
+        self.assertIn("no BOOP_SECRET: every hook will be refused", err)
+
+    def test_two_colons_listen_on_both_families(self) -> None:
+        b = self.boop(BOOP_HOST="::")
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, b.port)).close()
 
     def test_help_readme_and_the_table_agree(self) -> None:
         status, out, _ = self.run_boop("--help")
@@ -5061,6 +5102,9 @@ while True:
             "a NUL in a header": (get + b"X: \0y\r\n\r\n", [400]),
             "a bare CR": (get + b"X: y\rZ: z\r\n\r\n", [400]),
             "a folded line": (get + b"X: y\r\n z\r\n\r\n", [400]),
+            "two hosts": (get + b"Host: y\r\n\r\n", [400]),
+            "no host": (b"GET / HTTP/1.1\r\n\r\n", [400]),
+            "no host, as 1.0 may": (b"GET / HTTP/1.0\r\n\r\n", [200]),
             "a line that is no header": (get + b"X y\r\n\r\n", [400]),
             "empty lines first": (b"\r\n\n\r\n" + get + b"\r\n", [200]),
             "half a head": (head[: len(head) // 2], []),
@@ -5128,6 +5172,19 @@ while True:
         print(f"20 forged bodies: {before} -> {after}", file=sys.stderr)
         self.assertLess(after.peak_kb - before.rss_kb, 60_000)
         self.settled(b, before)
+
+    def test_a_body_for_which_there_is_no_memory_is_503(self) -> None:
+        b = self.boop()
+        push = github_push(x="x" * (20 << 20))
+        room = int(re.search(r"VmSize:\s+(\d+)", status_of(b.process.pid))[1]) << 10
+        _, hard = resource.prlimit(b.process.pid, resource.RLIMIT_AS)
+        most = room + (12 << 20)
+        resource.prlimit(b.process.pid, resource.RLIMIT_AS, (most, hard))
+        answer = b.hook(push)
+        self.assertEqual(answer.status, 503)
+        self.assertIn("no memory", answer.json["error"])
+        resource.prlimit(b.process.pid, resource.RLIMIT_AS, (hard, hard))
+        self.assertEqual(b.hook(push).status, 202)
 
     def test_a_form_over_1_mib_is_refused_unread(self) -> None:
         b = self.boop()
