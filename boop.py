@@ -253,17 +253,17 @@ def _whole(least: int, most: int) -> typing.Callable[[str], int]:
     return check
 
 
+def _path(text: str) -> str:
+    return os.path.abspath(os.path.expanduser(text)) if text else ""
+
+
 def _executable(text: str) -> str:
-    path = _path(text) if text else ""
+    path = _path(text)
     if path and not os.path.isfile(path):
         raise ValueError("no such file")
     if path and not os.access(path, os.X_OK):
         raise ValueError("not executable (chmod +x)")
     return path
-
-
-def _path(text: str) -> str:
-    return os.path.abspath(os.path.expanduser(text))
 
 
 def _url(text: str) -> str:
@@ -282,9 +282,8 @@ def _host(text: str) -> str:
 def _repo(text: str) -> str:
     if text.startswith("-") or "::" in text.split("/")[0] or re.search(UNSAFE, text):
         raise ValueError("not a repository's URL or path")
-    if re.match(r"[\w.+-]+://|[^/]+:", text):  # https://… | git@host:path
-        return text
-    return _path(text) if text else ""
+    is_url = re.match(r"[\w.+-]+://|[^/]+:", text)  # https://… | git@host:path
+    return text if is_url else _path(text)
 
 
 def branch_name(text: str) -> str:
@@ -298,6 +297,10 @@ def branch_name(text: str) -> str:
     return text
 
 
+def _branch(text: str) -> str:
+    return branch_name(text.removeprefix("refs/heads/")) if text else ""
+
+
 class Setting(typing.NamedTuple):
     """A row of the table. The variable's name makes the flag and the field."""
 
@@ -305,7 +308,6 @@ class Setting(typing.NamedTuple):
     default: str
     check: typing.Callable[[str], typing.Any]  # ValueError says what is wrong
     help: str
-    secret: bool = False  # no flag; may be a systemd credential
     shown: str = ""  # the default in words, where it is found out at start
 
     @property
@@ -313,15 +315,14 @@ class Setting(typing.NamedTuple):
         """BOOP_LOG_LIMIT -> log_limit, and --log-limit."""
         return self.variable[len("BOOP_") :].lower()
 
+    @property
+    def secret(self) -> bool:
+        """Has it no flag, and may it be a systemd credential?"""
+        return self.check is Secret
+
 
 SETTINGS = (
-    Setting(
-        "BOOP_SECRET",
-        "",
-        Secret,
-        "HMAC secret shared with the forge; without one every hook is answered 503",
-        secret=True,
-    ),
+    Setting("BOOP_SECRET", "", Secret, "shared with the forge; without: no hooks"),
     Setting("BOOP_HOST", "127.0.0.1", _host, "address to listen on"),
     Setting("BOOP_PORT", "8080", _whole(0, 65535), "port; 0 takes a free one"),
     Setting(
@@ -329,32 +330,30 @@ SETTINGS = (
         os.path.join(os.path.dirname(os.path.realpath(__file__)), "deploy.sh"),
         _executable,
         "executable to run",
-        shown="deploy.sh beside boop.py",
+        "deploy.sh beside boop.py",
     ),
     Setting(
         "BOOP_STATE",
         "",
         _path,
-        "where records, logs and the script's work folder live",
-        shown="$STATE_DIRECTORY, $XDG_STATE_HOME/boop or ~/.local/state/boop",
+        "where the journal, the logs and the script's work folder live",
+        "$STATE_DIRECTORY, $XDG_STATE_HOME/boop or ~/.local/state/boop",
     ),
     Setting(
         "BOOP_REPO",
         "",
         _repo,
         "the site's repository, URL or path; empty: whatever a push names",
-        shown="the git checkout that boop is started in",
+        "the git checkout that boop is started in",
     ),
     Setting(
         "BOOP_BRANCH",
         "",
-        lambda text: branch_name(text.removeprefix("refs/heads/")) if text else "",
-        "the branch to deploy",
-        shown="the repository's default branch",
+        _branch,
+        "branch to deploy",
+        "the repository's default branch",
     ),
-    Setting(
-        "BOOP_TIMEOUT", "600", _whole(1, 10**9), "seconds that a deployment may take"
-    ),
+    Setting("BOOP_TIMEOUT", "600", _whole(1, 10**9), "seconds a deployment may take"),
     Setting("BOOP_KEEP", "100", _whole(1, 10**9), "finished deployments kept"),
     Setting("BOOP_LOG_LIMIT", "10485760", _whole(0, 10**12), "bytes kept of one log"),
     Setting(
@@ -364,22 +363,10 @@ SETTINGS = (
         "seconds between looks at the branch's tip; 0: at start and on SIGHUP only",
     ),
     Setting("BOOP_URL", "", _url, "boop's public address, for links"),
-    Setting(
-        "BOOP_GITHUB_TOKEN",
-        "",
-        Secret,
-        "reports each deployment as a commit status",
-        secret=True,
-    ),
+    Setting("BOOP_GITHUB_TOKEN", "", Secret, "to report commit statuses with"),
     Setting("BOOP_GITHUB_API", "https://api.github.com", _url, "the forge's API"),
     Setting("BOOP_NOTIFY", "", _executable, "executable run after each deployment"),
-    Setting(
-        "BOOP_PASSWORD",
-        "",
-        Secret,
-        "asked for by the list, logs and metrics (any user name)",
-        secret=True,
-    ),
+    Setting("BOOP_PASSWORD", "", Secret, "asked for by the list, logs and metrics"),
 )
 
 
@@ -402,19 +389,23 @@ def checkout(folder: str) -> str:
 
 
 def split_user(repo: str) -> tuple[str, str]:
-    """https://user:password@host/x -> https://host/x, user:password.
+    """https://user:password@host/x -> https://host/x, user:password; of any scheme.
 
-    ssh's user (git@host) is no secret and stays.
+    ssh needs its user (ssh://git@host) and takes no password: that alone is dropped.
     """
-    found = re.match(r"(https?://)([^/@]*(?:@[^/@]*)*)@(.*)", repo, re.DOTALL)
-    return (found[1] + found[3], found[2]) if found else (repo, "")
+    found = re.match(r"([\w.+-]+://)([^/]*)@(.*)", repo, re.DOTALL)
+    if not found:
+        return repo, ""
+    scheme, user, rest = found[1].lower(), found[2], found[3]
+    if "ssh" in scheme:
+        return f"{scheme}{user.partition(':')[0]}@{rest}", user if ":" in user else ""
+    return scheme + rest, user
 
 
 def _credential(variable: str, environ: Environ) -> str | None:
     """A secret that systemd passes as a file; systemd.exec(5), CREDENTIALS."""
-    folder = environ.get("CREDENTIALS_DIRECTORY")
-    path = os.path.join(folder, variable) if folder else ""
-    if not os.path.exists(path):
+    path = os.path.join(environ.get("CREDENTIALS_DIRECTORY", ""), variable)
+    if path == variable or not os.path.exists(path):
         return None
     with open(path, encoding="utf-8") as file:
         return file.read().rstrip("\r\n")
@@ -425,23 +416,24 @@ def read_settings(environ: Environ, flags: typing.Mapping[str, str]) -> Settings
 
     Raises BadSettings with every mistake that there is.
     """
-    found = {
-        "BOOP_STATE": lambda: state_folder(environ),
-        "BOOP_REPO": lambda: checkout(os.getcwd()),
-    }
     values, mistakes = {}, []
     for s in SETTINGS:
         text: str | None = flags.get(s.name, environ.get(s.variable))
         try:
             if s.secret:
                 text = _credential(s.variable, environ) or text
-            if text is None or (text == "" and s.variable != "BOOP_REPO"):
-                text = found.get(s.variable, lambda s=s: s.default)()
-            values[s.name] = s.check(text)
+            elif s.variable == "BOOP_REPO" and text is None:
+                text = checkout(os.getcwd())
+            elif s.variable == "BOOP_STATE":
+                text = text or state_folder(environ)
+            values[s.name] = s.check(text or s.default)
         except (ValueError, OSError) as error:
             why = getattr(error, "strerror", None) or str(error)
             shown = "" if s.secret else f" {split_user(text or '')[0]!r}"
             mistakes.append(f"{s.variable}{shown}: {why}")
+    count = environ.get("GIT_CONFIG_COUNT", "")
+    if not re.fullmatch("[0-9]{0,4}", count):
+        mistakes.append(f"GIT_CONFIG_COUNT {count!r}: not a whole number")
     if mistakes:
         raise BadSettings(mistakes)
     values["repo"], user = split_user(values["repo"])
@@ -458,6 +450,7 @@ def secrets_of(settings: Settings, environ: Environ) -> dict[str, str]:
         name, _, password = user.partition(":")
         values += [user, name, password, _basic(user)]
         values += [urllib.parse.unquote(v) for v in values[-4:]]
+    values += [line for v in values for line in v.splitlines()]  # of a PEM key
     shown = {v: "***" for v in values if len(v) >= 8}
     if user:  # also where it is short
         shown |= {f"//{user}@": "//***@", f"//{name}@": "//***@"}
@@ -465,9 +458,7 @@ def secrets_of(settings: Settings, environ: Environ) -> dict[str, str]:
 
 
 def _basic(user: str) -> str:
-    """user[:password], as RFC 7617 sends it; "" for none."""
-    if not user:
-        return ""
+    """user[:password] of a URL, as RFC 7617 sends it."""
     name, _, password = user.partition(":")
     pair = f"{urllib.parse.unquote(name)}:{urllib.parse.unquote(password)}"
     return base64.b64encode(pair.encode()).decode()
@@ -484,11 +475,11 @@ def child_environment(settings: Settings, environ: Environ) -> dict[str, str]:
     own |= {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
     env = {k: v for k, v in environ.items() if k not in own}
     env["BOOP_STATE"] = settings.state
-    if settings.repo_user:
-        site = re.match(r"https?://[^/]*/?", settings.repo)
+    site = re.match("https?://[^/]*/?", settings.repo)
+    if settings.repo_user and site:
         count = int(env.get("GIT_CONFIG_COUNT") or 0)
         env["GIT_CONFIG_COUNT"] = str(count + 1)
-        env[f"GIT_CONFIG_KEY_{count}"] = f"http.{site[0] if site else ''}.extraHeader"
+        env[f"GIT_CONFIG_KEY_{count}"] = f"http.{site[0]}.extraHeader"
         header = f"Authorization: Basic {_basic(settings.repo_user)}"
         env[f"GIT_CONFIG_VALUE_{count}"] = header
     return env
@@ -507,7 +498,14 @@ class Push(typing.NamedTuple):
     author: str | None = None
     trigger: str = "push"
     exact: bool = False  # exactly the commit, not the branch's tip
+    force: bool = False  # whatever deploy.sh thinks of it
     full_name: str | None = None  # "owner/repository", as the forge's API has it
+
+
+class Cancel(typing.NamedTuple):
+    """Or it asks that a deployment be ended."""
+
+    number: int
 
 
 class Refusal(Exception):
@@ -531,16 +529,17 @@ def ignored(why: str) -> Refusal:
     return Refusal(200, why, "ignored")
 
 
-# Headers that prove who sent a body, the strongest first, and how each begins. The
-# first that is there decides, also when it is empty: leaving one out, or sending a
-# wrong one beside an older one that is right, gets nobody in.
-SIGNATURE_HEADERS = {
-    "X-Hub-Signature-256": {"sha256=": "sha256"},  # GitHub; Gitea and Forgejo, too
-    "X-Forgejo-Signature": {"": "sha256"},
-    "X-Gitea-Signature": {"": "sha256"},
-    "X-Gitlab-Token": {},  # the secret itself
-    "X-Hub-Signature": {"sha1=": "sha1", "sha256=": "sha256"},  # old GitHub | Bitbucket
-}
+# Headers that prove who sent a body, the strongest first. The first that is there
+# decides, also when it is empty: leaving one out, or sending a wrong one beside an
+# older one that is right, gets nobody in.
+SIGNATURE_HEADERS = (
+    "X-Hub-Signature-256",  # GitHub; Gitea and Forgejo, too
+    "X-Forgejo-Signature",
+    "X-Gitea-Signature",
+    "webhook-signature",  # GitLab's signing token
+    "X-Gitlab-Token",  # the secret itself
+    "X-Hub-Signature",  # GitHub's of old: SHA-1 | Bitbucket's: SHA-256
+)
 Headers = email.message.Message  # names in any case, as http.server reads them
 Body = bytes | memoryview
 
@@ -564,32 +563,50 @@ def verify(secret: str, headers: Headers, body: Body) -> None:
 
     Source: docs.github.com, "Validating webhook deliveries".
     """
-    header, sent = signature(headers)
+    header, value = signature(headers)
     key = secret.encode("utf-8", "surrogateescape")
-    given = sent.encode("latin-1", "replace")
-    if header != "X-Gitlab-Token":
-        given = given.lower()
-    rights = _rightly(header, sent, key, headers, body) if key else ()
-    if not any(hmac.compare_digest(given, right) for right in rights):
+    sent = value.encode("latin-1", "replace")
+    if header == "X-Gitlab-Token":
+        rights, given = [key], [sent]
+    elif header == "webhook-signature":
+        rights, given = _standard(key, headers, body), sent.split(b" ")
+    else:
+        rights, given = _hexadecimal(key, header, headers, body), [sent.lower()]
+    if not key or not any(hmac.compare_digest(g, r) for g in given for r in rights):
         what = "is not" if header == "X-Gitlab-Token" else "was not made with"
         raise Refusal(401, f"{header} {what} this boop's secret (BOOP_SECRET)")
 
 
-def _rightly(
-    header: str, sent: str, key: bytes, headers: Headers, body: Body
-) -> typing.Iterator[bytes]:
-    """What the header of a signed request may hold."""
-    if header == "X-Gitlab-Token":
-        yield key
+def _hexadecimal(key: bytes, header: str, headers: Headers, body: Body) -> list[bytes]:
+    """What GitHub, Gitea, Forgejo or Bitbucket may send in that header."""
+    kinds = {
+        "X-Hub-Signature-256": ["sha256="],
+        "X-Hub-Signature": ["sha256=", "sha1="],
+    }
     signed: list[Body] = [body]
     gitea = "X-Gitea-Event" in headers or "X-Forgejo-Event" in headers
     if gitea and media_type(headers) == FORM:
         signed.append(form_payload(body))  # they sign the JSON inside it
-    for kind, algorithm in SIGNATURE_HEADERS[header].items():
-        if sent.startswith(kind):
-            for part in signed:
-                digest = hmac.new(key, part, algorithm).hexdigest()
-                yield f"{kind}{digest}".encode()
+    return [
+        f"{kind}{hmac.new(key, part, kind[:-1] or 'sha256').hexdigest()}".encode()
+        for kind in kinds.get(header, [""])
+        for part in signed
+    ]
+
+
+def _standard(key: bytes, headers: Headers, body: Body) -> list[bytes]:
+    """What GitLab would send; standardwebhooks.com. Without a look at the clock: a
+    replay can only ask for the tip again."""
+    if key.startswith(b"whsec_"):
+        try:
+            key = base64.b64decode(key[len(b"whsec_") :], validate=True)
+        except ValueError:
+            return []
+    names = "webhook-id", "webhook-timestamp"
+    head = "".join(f"{headers.get(name, '')}." for name in names)
+    mac = hmac.new(key, head.encode("latin-1", "replace"), "sha256")
+    mac.update(body)
+    return [b"v1," + base64.b64encode(mac.digest())]
 
 
 JSON, FORM = "application/json", "application/x-www-form-urlencoded"
@@ -612,7 +629,7 @@ def form_payload(body: Body) -> bytes:
 
 def parse(
     headers: Headers, body: Body, settings: Settings, head: typing.Callable[[], str]
-) -> Push:
+) -> Push | Cancel:
     """What a verified request asks for; Refusal says why it asks for nothing.
 
     head: asks for the configured repository's default branch; "" where unknown.
@@ -657,15 +674,12 @@ class Change(typing.NamedTuple):
     author: typing.Any = None
 
 
-class Forge(typing.NamedTuple):
-    """How one kind of forge words a push."""
+class Delivery(typing.NamedTuple):
+    """What a forge's push says, in one shape; nothing in it is checked."""
 
-    event_header: str
-    push: tuple[str, ...]  # its values for a push
-    ping: str
-    changes: typing.Callable[[typing.Any], typing.Iterable[Change]]
-    default_branch: typing.Callable[[typing.Any], typing.Any]
-    clone_url: typing.Callable[[typing.Any], typing.Any]
+    changes: list[Change]
+    default_branch: typing.Any
+    clone_url: typing.Any
 
 
 def dig(value: typing.Any, *keys: str) -> typing.Any:
@@ -675,84 +689,71 @@ def dig(value: typing.Any, *keys: str) -> typing.Any:
     return value
 
 
-def _moved(payload: typing.Any) -> typing.Iterable[Change]:
-    """GitHub, Gitea, Forgejo, GitLab: one ref, and its commits."""
-    after = dig(payload, "after")
-    commits = dig(payload, "commits")
-    head = dig(payload, "head_commit") or next(
-        (c for c in commits if dig(c, "id") == after)
-        if isinstance(commits, list)
-        else iter(()),
-        None,
-    )
-    yield Change(
+def _github(payload: typing.Any, repository: str = "repository") -> Delivery:
+    """GitHub, Gitea, Forgejo: one ref, and its commits."""
+    after, commits = dig(payload, "after"), dig(payload, "commits")
+    commits = commits if isinstance(commits, list) else []
+    newest = next((c for c in commits if dig(c, "id") == after), None)
+    head = dig(payload, "head_commit") or newest
+    zeros = isinstance(after, str) and bool(after) and not after.strip("0")
+    change = Change(
         ref=dig(payload, "ref"),
         commit=after,
-        deleted=dig(payload, "deleted") is True
-        or (isinstance(after, str) and bool(after) and not after.strip("0")),
+        deleted=dig(payload, "deleted") is True or zeros,
         message=dig(head, "message"),
         author=dig(head, "author", "name") or dig(payload, "user_name"),
     )
+    repo = dig(payload, repository)
+    url = dig(repo, "clone_url") or dig(repo, "git_http_url")
+    return Delivery([change], dig(repo, "default_branch"), url)
 
 
-def _bitbucket(payload: typing.Any) -> typing.Iterable[Change]:
+def _gitlab(payload: typing.Any) -> Delivery:
+    """The same, of a "project"."""
+    return _github(payload, "project")
+
+
+def _bitbucket(payload: typing.Any) -> Delivery:
     """Bitbucket Cloud: several changes in one push; `new` is null on a deletion."""
-    changes = dig(payload, "push", "changes")
-    for change in changes if isinstance(changes, list) else ():
+    changes = []
+    said = dig(payload, "push", "changes")
+    for change in said if isinstance(said, list) else ():
         new = dig(change, "new")
         moved = new or dig(change, "old")
         kind = {"branch": "heads", "tag": "tags"}.get(str(dig(moved, "type")), "other")
         author = dig(new, "target", "author", "raw")
-        yield Change(
-            ref=f"refs/{kind}/{dig(moved, 'name')}",
-            commit=dig(new, "target", "hash"),
-            deleted=dig(change, "closed") is True or not new,
-            message=dig(new, "target", "message"),
-            author=author.split(" <")[0] if isinstance(author, str) else None,
+        changes.append(
+            Change(
+                ref=f"refs/{kind}/{dig(moved, 'name')}",
+                commit=dig(new, "target", "hash"),
+                deleted=dig(change, "closed") is True or not new,
+                message=dig(new, "target", "message"),
+                author=author.split(" <")[0] if isinstance(author, str) else None,
+            )
         )
-
-
-def _bitbucket_url(payload: typing.Any) -> typing.Any:
     name = dig(payload, "repository", "full_name")
-    return f"https://bitbucket.org/{name}.git" if isinstance(name, str) else None
+    url = f"https://bitbucket.org/{name}.git" if isinstance(name, str) else None
+    return Delivery(changes, None, url)
 
 
-def _at(*keys: str) -> typing.Callable[[typing.Any], typing.Any]:
-    return lambda payload: dig(payload, *keys)
+class Forge(typing.NamedTuple):
+    """How one kind of forge words a push."""
 
+    event_header: str
+    push: str  # its value for a push
+    ping: str
+    read: typing.Callable[[typing.Any], Delivery]
 
-_GITHUB_ALIKE = (
-    ("push",),
-    "ping",
-    _moved,
-    _at("repository", "default_branch"),
-    _at("repository", "clone_url"),
-)
 
 FORGES = (  # Forgejo and Gitea send the event headers of those they come from, too
-    Forge("X-Forgejo-Event", *_GITHUB_ALIKE),
-    Forge("X-Gitea-Event", *_GITHUB_ALIKE),
-    Forge("X-GitHub-Event", *_GITHUB_ALIKE),
-    Forge(
-        "X-Gitlab-Event",
-        ("Push Hook",),
-        "",
-        _moved,
-        _at("project", "default_branch"),
-        _at("project", "git_http_url"),
-    ),
-    Forge(
-        "X-Event-Key",
-        ("repo:push",),
-        "diagnostics:ping",
-        _bitbucket,
-        lambda payload: None,
-        _bitbucket_url,
-    ),
+    Forge("X-Forgejo-Event", "push", "ping", _github),
+    Forge("X-Gitea-Event", "push", "ping", _github),
+    Forge("X-GitHub-Event", "push", "ping", _github),
+    Forge("X-Gitlab-Event", "Push Hook", "", _gitlab),
+    Forge("X-Event-Key", "repo:push", "diagnostics:ping", _bitbucket),
 )
-
-_NO_DEFAULT_BRANCH = "git could not say the default branch; set BOOP_BRANCH"
 SKIP_MARKERS = ("[skip ci]", "[ci skip]", "[no ci]", "[skip deploy]")
+_NO_DEFAULT_BRANCH = "git could not say the default branch; set BOOP_BRANCH"
 
 
 def _push(
@@ -765,31 +766,37 @@ def _push(
     event = headers[forge.event_header]
     if event == forge.ping:
         raise Refusal(200, clean(payload.get("zen"), 200) or "boop", "pong")
-    if event not in forge.push:
-        event = one_line(event, 60)
-        raise ignored(f'event "{event}": only "{forge.push[0]}" is deployed')
-    wanted = settings.branch or forge.default_branch(payload) or head()
+    if event != forge.push:
+        raise ignored(f'event "{one_line(event, 60)}": only "{forge.push}" is deployed')
+    delivery = forge.read(payload)
+    wanted = settings.branch or delivery.default_branch or head()
     if not wanted and settings.repo:
         raise Refusal(503, _NO_DEFAULT_BRANCH)
-    whys = []
-    for change in forge.changes(payload):
-        why = _unwanted(change, wanted)
-        if not why:
-            push = _wanted(forge, payload, change, settings)
-            marker = next(
-                (m for m in SKIP_MARKERS if m in (push.message or "").lower()), ""
-            )
-            if marker:
-                raise Skipped(push, f"the commit's message holds {marker}")
-            return push
-        whys.append(why)
-    if not whys:
+    if not delivery.changes:
         raise Refusal(400, "a push without changes: push.changes is missing or empty")
-    raise ignored("; ".join(dict.fromkeys(whys)))
+    whys = [_unwanted(change, wanted) for change in delivery.changes]
+    if "" not in whys:
+        raise ignored("; ".join(dict.fromkeys(whys)))
+    change = delivery.changes[whys.index("")]
+    branch = change.ref[len("refs/heads/") :]
+    if change.commit is not None and not is_commit(change.commit):
+        raise Refusal(400, "the push's new commit is not a full commit id")
+    push = Push(
+        repo=settings.repo or clone_url(delivery.clone_url),
+        branch=branch,
+        commit=change.commit and change.commit.lower(),
+        message=clean(change.message, MAX_MESSAGE_CHARS),
+        author=clean(change.author, MAX_NAME_CHARS),
+        full_name=full_name(dig(payload, "repository", "full_name")),
+    )
+    for marker in SKIP_MARKERS:
+        if marker in (push.message or "").lower():
+            raise Skipped(push, f"the commit's message holds {marker}")
+    return push
 
 
 def _unwanted(change: Change, wanted: typing.Any) -> str:
-    """Why a change is not deployed, or ""."""
+    """Why a change is not deployed, or "". Refusal (400) where it makes no sense."""
     if not isinstance(change.ref, str):
         raise Refusal(400, 'a push without "ref"')
     ref = one_line(change.ref, MAX_NAME_CHARS)
@@ -801,39 +808,29 @@ def _unwanted(change: Change, wanted: typing.Any) -> str:
         return f"{ref} is not a branch"
     if not isinstance(wanted, str) or not wanted:
         return "the forge does not say which branch is the default: set BOOP_BRANCH"
-    if change.ref != f"refs/heads/{wanted}":
-        name = ref[len("refs/heads/") :]
-        return f'branch "{name}" is not "{one_line(wanted, MAX_NAME_CHARS)}"'
-    return ""
-
-
-def _wanted(
-    forge: Forge, payload: typing.Any, change: Change, settings: Settings
-) -> Push:
+    name = change.ref[len("refs/heads/") :]
+    if name != wanted:
+        name, wanted = one_line(name), one_line(wanted, MAX_NAME_CHARS)
+        return f'branch "{name}" is not "{wanted}"'
     try:
-        branch = branch_name(change.ref[len("refs/heads/") :])
+        branch_name(name)
     except ValueError as error:
-        name = one_line(change.ref, MAX_NAME_CHARS)
-        raise Refusal(400, f'"{name}" is {error}') from None
-    if change.commit is not None and not is_commit(change.commit):
-        raise Refusal(400, "the push's new commit is not a full commit id")
-    return Push(
-        repo=settings.repo or clone_url(forge.clone_url(payload)),
-        branch=branch,
-        commit=change.commit and change.commit.lower(),
-        message=clean(change.message, MAX_MESSAGE_CHARS),
-        author=clean(change.author, MAX_NAME_CHARS),
-        full_name=full_name(dig(payload, "repository", "full_name")),
-    )
+        raise Refusal(400, f'"{ref}" is {error}') from None
+    return ""
 
 
 def _manual(
     payload: dict[str, typing.Any], settings: Settings, head: typing.Callable[[], str]
-) -> Push:
-    """Asked by hand: {} or {"commit": "<full sha>"}, with no forge's event header."""
-    if payload.keys() - {"commit"}:
+) -> Push | Cancel:
+    """Asked by hand, with no forge's event header: {}, {"commit": "<full sha>"}, both
+    also with "force": true, or {"cancel": 7}."""
+    number, force = payload.get("cancel"), payload.get("force", False)
+    if payload.keys() == {"cancel"} and type(number) is int and number > 0:
+        return Cancel(number)
+    if payload.keys() - {"commit", "force"} or type(force) is not bool:
         looked = ", ".join(forge.event_header for forge in FORGES)
-        raise Refusal(400, f"no forge that boop knows: looked for {looked}")
+        by_hand = '{"commit": …, "force": true} or {"cancel": 7}'
+        raise Refusal(400, f"no forge that boop knows ({looked}), nor {by_hand}")
     commit = payload.get("commit")
     if "commit" in payload and not is_commit(commit):
         raise Refusal(400, '"commit" is not a full commit id (40 or 64 hex digits)')
@@ -842,9 +839,8 @@ def _manual(
     branch = settings.branch or head()
     if not branch:
         raise Refusal(503, _NO_DEFAULT_BRANCH)
-    exact = commit is not None
-    commit = commit and commit.lower()
-    return Push(settings.repo, branch, commit, trigger="manual", exact=exact)
+    exact, commit = commit is not None, commit and commit.lower()
+    return Push(settings.repo, branch, commit, None, None, "manual", exact, force)
 
 
 def is_commit(value: typing.Any) -> bool:
@@ -864,9 +860,8 @@ def clean(value: typing.Any, limit: int) -> str | None:
 
 def full_name(value: typing.Any) -> str | None:
     """owner/repository, if it can be part of a URL's path."""
-    ok = isinstance(value, str) and re.fullmatch(
-        r"\w[\w.-]*/\w[\w.-]*", value, re.ASCII
-    )
+    pattern = r"\w[\w.-]*/\w[\w.-]*"
+    ok = isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII)
     return value[:MAX_NAME_CHARS] if ok else None
 
 
@@ -910,6 +905,7 @@ class Deployment(typing.NamedTuple):
     url: str | None = None  # where the site is live
     # From here on for boop itself: in the journal, and not in the contract's record.
     exact: bool = False  # exactly `commit`, not the branch's tip
+    force: bool = False  # whatever deploy.sh thinks of it
     tip: str | None = None  # the branch's when it ran, or a later one to be left alone
     way: str | None = None  # the digest of the script and its settings
     full_name: str | None = None  # "owner/repository", as the forge's API has it
@@ -927,8 +923,8 @@ class Deployment(typing.NamedTuple):
 
 def _same_target(queued: Deployment, push: Push) -> bool:
     """Do both want the branch's tip, or both exactly the same commit?"""
-    commit = queued.commit == push.commit
-    return queued.exact == push.exact and (commit or not push.exact)
+    commit = queued.commit == push.commit or not push.exact
+    return commit and (queued.exact, queued.force) == (push.exact, push.force)
 
 
 JOURNAL = "deployments.jsonl"
@@ -937,6 +933,7 @@ NOT_BOOPS = f"it holds files, and no {JOURNAL}: it is not boop's"
 COMPACT_LINES = 1000  # added to the journal before it is written anew
 INTERRUPTED = "interrupted"
 STOPPED = f"{INTERRUPTED}: boop was stopped"
+CANCELLED = "cancelled by hand"
 PUBLIC_FIELDS = Deployment._fields[:15]  # the contract's, in its order
 TIMES = ("queued_at", "started_at", "finished_at")
 
@@ -1140,6 +1137,17 @@ class Deployments:
             d, now = next(queued, None), time.time()  # numbers only grow
             return d and self._change(d, status="inprogress", started_at=now, way=way)
 
+    def cancel(self, number: int) -> Deployment | None:
+        """Ends a queued deployment; of one that runs, the runner reads the reason that
+        it has from now on. What it was, or None where there is none."""
+        with self._lock:
+            d = self._records.get(number)
+            if d and not d.finished:
+                self._change(d, reason=CANCELLED)
+            if d and d.status == "queued":
+                self._finish(number, CANCELLED, None)
+            return d
+
     def note(self, number: int, **fields: typing.Any) -> Deployment:
         """Keeps what has become known of an unfinished deployment."""
         with self._lock:
@@ -1158,20 +1166,22 @@ class Deployments:
         """Ends a deployment: a success without a reason, else a fail. result: what
         the script has said of it."""
         with self._lock:
-            ended = self._change(
-                self._records[number],
-                status="fail" if reason else "success",
-                reason=reason,
-                finished_at=time.time(),
-                duration=round(duration, 3),
-                **result,
-            )
-            self.totals[ended.status] += 1
-            self.seconds += duration
-            self._forget()
-            return ended
+            return self._finish(number, reason, round(duration, 3), **result)
 
     # Below, the caller holds the lock (or is __init__).
+
+    def _finish(
+        self, number: int, reason: str | None, duration: float | None, **result: str
+    ) -> Deployment:
+        d = self._records[number]
+        reason = d.reason or reason
+        status, now = "fail" if reason else "success", time.time()
+        ended = {"status": status, "finished_at": now, "duration": duration}
+        d = self._change(d, reason=reason, **ended, **result)
+        self.totals[status] += 1
+        self.seconds += duration or 0
+        self._forget()
+        return d
 
     def _newest(self, repo: str, branch: str) -> Deployment | None:
         newest_first = reversed(self._records.values())
@@ -1186,6 +1196,7 @@ class Deployments:
         - the tip is live, or runs, by the same way: script and DEPLOY_ variables
         - the tip has failed, and a poll has tried it once more; a start or a SIGHUP is
           somebody's wish, and tries again
+        - it was cancelled
         - the tip was live when a commit was rolled back to, or its message said: skip
         - something else is live: there is
         """
@@ -1194,6 +1205,8 @@ class Deployments:
             if (d.repo, d.branch) != (push.repo, push.branch) or d.interrupted:
                 continue
             failed = d.status == "fail"
+            if d.reason == CANCELLED and tip in (d.commit, d.tip):
+                return True
             if not d.finished and (not d.tip if d.exact else d.status == "queued"):
                 return True
             tried = not failed or d.trigger == push.trigger == "poll"
@@ -1317,7 +1330,7 @@ class Deployments:
             if d.status == "inprogress":
                 d = d._replace(
                     status="fail",
-                    reason=f"{INTERRUPTED}: boop was killed",
+                    reason=d.reason or f"{INTERRUPTED}: boop was killed",
                     finished_at=time.time(),
                 )
                 self._records[d.number] = d
@@ -1649,15 +1662,15 @@ class Runner:
         self._report(d)
         if not script:
             return why, {}
-        ended = self._watch(script, log)
+        ended = self._watch(script, d.number, log)
         result = read_result(self._result)
         said = result.pop("reason", None)
         return ended or (script.returncode and said) or _exit_reason(script), result
 
     def _start(self, d: Deployment) -> tuple[subprocess.Popen[bytes] | None, str]:
         """Starts the script; without one, why not."""
-        if self._stop:
-            return None, STOPPED
+        if end := self._shall_end(d.number):
+            return None, end
         work, env = os.path.join(self._deployments.folder, "work"), {}
         try:
             os.makedirs(work, exist_ok=True)
@@ -1677,7 +1690,14 @@ class Runner:
             why = getattr(error, "strerror", None) or str(error)
             return None, f"cannot run {self._settings.script}: {why}"
 
-    def _watch(self, script: subprocess.Popen[bytes], log: Log) -> str | None:
+    def _shall_end(self, number: int) -> str:
+        """Why boop ends the deployment, if it does."""
+        d = self._deployments.get(number)
+        return STOPPED if self._stop else (d and d.reason) or ""
+
+    def _watch(
+        self, script: subprocess.Popen[bytes], number: int, log: Log
+    ) -> str | None:
         """The script's life: its output into the log. Why boop ended it, or None."""
         assert script.stdout
         pipe, ended = script.stdout.fileno(), -1
@@ -1685,7 +1705,7 @@ class Runner:
             try:
                 os.set_blocking(pipe, False)
                 ended = os.pidfd_open(script.pid)
-                why = self._wait(script.pid, ended, pipe, log)
+                why = self._wait(script.pid, number, ended, pipe, log)
             finally:
                 _end_group(script.pid, signal.SIGKILL)  # what it left running, too
                 if ended >= 0:
@@ -1698,7 +1718,9 @@ class Runner:
                 left -= got
         return why
 
-    def _wait(self, leader: int, ended: int, pipe: int, log: Log) -> str | None:
+    def _wait(
+        self, leader: int, number: int, ended: int, pipe: int, log: Log
+    ) -> str | None:
         """Until the script has ended. Why boop ended it, or None. Once told to end, it
         is over when nobody holds its output any more."""
         poll, waiting = select.poll(), {pipe, ended}
@@ -1709,9 +1731,8 @@ class Runner:
             left = deadline - self._clock()
             if self._stop_now or (why and left <= 0):
                 return why or STOPPED
-            if not why and (self._stop or left <= 0):
-                limit = f"timed out after {self._settings.timeout} s"
-                why = STOPPED if self._stop else limit
+            late = f"timed out after {self._settings.timeout} s" if left <= 0 else ""
+            if not why and (why := self._shall_end(number) or late):
                 _end_group(leader, signal.SIGTERM)
                 deadline = self._clock() + GRACE_S
                 continue
@@ -1769,6 +1790,7 @@ def script_environment(
         "BOOP_MESSAGE": deployment.message or "",
         "BOOP_AUTHOR": deployment.author or "",
         "BOOP_RESULT": "",
+        **({"DEPLOY_FORCE": "1"} if deployment.force else {}),
     }
 
 
@@ -2861,10 +2883,11 @@ class Site:
         deployments: Deployments,
         origin: Origin,
         wake: typing.Callable[[], None],
+        cancel: typing.Callable[[int], Deployment | None],
         health: typing.Callable[[], str],
     ) -> None:
         self.settings, self.deployments, self.origin = settings, deployments, origin
-        self.wake, self.health = wake, health
+        self.wake, self.cancel, self.health = wake, cancel, health
         self.large_bodies = threading.Semaphore(MAX_LARGE_BODIES)
         self.followers = threading.Semaphore(MAX_FOLLOWERS)
         self._wrong, self._said = 0, 0.0
@@ -3077,6 +3100,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except Skipped as skipped:
             self.site.deployments.skip(skipped.push)
             raise
+        if isinstance(push, Cancel):
+            self._cancel(push.number)
+            return
         try:
             deployment = self.site.deployments.add(push)
         except OSError as error:
@@ -3103,7 +3129,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise Refusal(413, f"the body is over {most} bytes{what and f': {what}'}")
         return int(digits)
 
-    def _push(self, length: int) -> Push:
+    def _cancel(self, number: int) -> None:
+        """{"cancel": 7}: 200, 409 when it has ended, 404 when there is none."""
+        was = self.site.cancel(number)
+        if not was:
+            raise Refusal(404, f"there is no deployment {number}")
+        if was.finished:
+            raise Refusal(409, f"deployment {number} has ended")
+        self._page(Page(json.dumps({"cancelled": number}).encode() + b"\n", JSON))
+
+    def _push(self, length: int) -> Push | Cancel:
         """Takes the body in, verifies it, and says what it asks for; a large one when
         fewer than MAX_LARGE_BODIES are there: nobody has signed them yet."""
         deadline = time.monotonic() + BODY_DEADLINE_S
@@ -3447,7 +3482,12 @@ class Boop:
             settings, environ, self._deployments, self._origin, self._report
         )
         site = Site(
-            settings, self._deployments, self._origin, self._runner.wake, self._health
+            settings,
+            self._deployments,
+            self._origin,
+            self._runner.wake,
+            self._cancel,
+            self._health,
         )
         self._door = Door(listen(settings, environ), site)
 
@@ -3513,6 +3553,14 @@ class Boop:
         """A deployment has started or ended: the runner says so."""
         self._reporter.report(deployment)
         sd_notify(self._environ, STATUS=self._status())
+
+    def _cancel(self, number: int) -> Deployment | None:
+        """Ends a deployment by hand. What it was, or None where there is none."""
+        was, now = self._deployments.cancel(number), self._deployments.get(number)
+        if was and was.status == "queued" and now:
+            self._report(now)
+        self._runner.wake()
+        return was
 
     def _status(self) -> str:
         """What `systemctl status` shows."""
@@ -3590,11 +3638,27 @@ def ask(settings: Settings, wish: typing.Mapping[str, typing.Any]) -> typing.Any
     return json.load(call(settings, "/deploy", body, headers))
 
 
-def deploy(settings: Settings, commit: str | None) -> int:
+def cancel(settings: Settings, number: str | None) -> int:
+    """`boop.py cancel [N]`: the running deployment, where no number is given."""
+    if number is None:
+        listed = json.load(call(settings, "/", headers={"Accept": JSON}))
+        running = (d for d in listed["deployments"] if d["status"] == "inprogress")
+        number = next((str(d["number"]) for d in running), None)
+    if number is None:
+        raise Refusal(409, "no deployment is running")
+    if not number.isdecimal():
+        raise Refusal(400, f"{number!r} is not a deployment's number")
+    ask(settings, {"cancel": int(number)})
+    print(f"deployment {number} is cancelled")
+    return 0
+
+
+def deploy(settings: Settings, commit: str | None, force: bool) -> int:
     """`boop.py deploy`: prints the log as it grows. 0 on success, 1 on a fail."""
     if commit is not None and not is_commit(commit):
         raise Refusal(400, f"{commit!r} is not a full commit id (40 or 64 hex digits)")
-    number = ask(settings, {"commit": commit} if commit else {})["deployment"]
+    wish = {"commit": commit} if commit else {}
+    number = ask(settings, {**wish, "force": True} if force else wish)["deployment"]
     log = call(settings, f"/log/{number}?follow")
     while data := log.read1(PIPE_BYTES):
         try:
@@ -3687,7 +3751,9 @@ def by_hand(settings: Settings, given: argparse.Namespace) -> int:
     """What is asked of the running boop. The exit status."""
     where = f"boop at {settings.host} port {settings.port}"
     try:
-        return deploy(settings, given.commit)
+        if given.command == "cancel":
+            return cancel(settings, given.what)
+        return deploy(settings, given.what, given.force)
     except Refusal as refusal:
         say(f"{where} refused: {refusal.why}", ERROR)
     except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
@@ -3700,8 +3766,9 @@ HELP = """\
 git push, and seconds later your site is live.
 
 Without a command, boop listens for a forge's webhook at POST /deploy and runs the
-script. `deploy` asks the running boop for a deployment and follows it: of the
-branch's tip, or of exactly COMMIT (a full commit id)."""
+script. `deploy [COMMIT]` asks the running boop for a deployment and follows it: of
+the branch's tip, or of exactly COMMIT (a full commit id). `cancel [N]` ends
+deployment N, or the one that runs."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -3721,8 +3788,11 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         epilog="Secrets have no flag: the process list shows flags to everyone.",
     )
-    parser.add_argument("command", nargs="?", choices=["deploy"], metavar="deploy")
-    parser.add_argument("commit", nargs="?", metavar="COMMIT", help="a full commit id")
+    commands = ["deploy", "cancel"]
+    parser.add_argument("command", nargs="?", choices=commands, metavar="deploy|cancel")
+    parser.add_argument("what", nargs="?", metavar="COMMIT|N")
+    force = "deploy: publish although most of the site is gone (DEPLOY_FORCE=1)"
+    parser.add_argument("--force", action="store_true", help=force)
     parser.add_argument("--version", action="version", version=f"boop {VERSION}")
     check = "check all settings, and exit"
     parser.add_argument("--check", action="store_true", help=check)

@@ -427,6 +427,34 @@ class Signatures(unittest.TestCase):
         self.assertNotIn(sign(b"{}")[7:], why)
         self.assertNotIn(SECRET, why)
 
+    def test_gitlabs_signing_token_is_a_standard_webhook(self) -> None:
+        body, sent = (
+            b'{"a": 1}',
+            {"webhook_id": "msg_1", "webhook_timestamp": "1700000000"},
+        )
+        for secret, key in (
+            (SECRET, SECRET.encode()),
+            ("whsec_" + base64.b64encode(b"k" * 24).decode(), b"k" * 24),
+        ):
+            mac = hmac.digest(key, b"msg_1.1700000000." + body, "sha256")
+            good = "v1," + base64.b64encode(mac).decode()
+            wrong = "v1," + base64.b64encode(b"x" * 32).decode()
+            for value in (good, f"v1a,abc {wrong} {good}"):
+                self.check(body, secret, **sent, webhook_signature=value)
+            self.check(
+                body, secret, **sent, webhook_signature=good, X_Gitlab_Token="no"
+            )
+            for value in ("", wrong, good[3:], good.replace("v1", "v2"), "\xff"):
+                stronger = {
+                    **sent,
+                    "webhook_signature": value,
+                    "X_Gitlab_Token": secret,
+                }
+                self.refused(body, secret, **stronger)
+            later = {**sent, "webhook_timestamp": "1700000001"}
+            self.refused(body, secret, **later, webhook_signature=good)
+        self.refused(body, "whsec_!", **sent, webhook_signature=good)
+
     def test_a_signature_that_is_not_ascii_is_refused_not_a_crash(self) -> None:
         self.refused(b"{}", X_Hub_Signature_256="sha256=\xff\xfe")
         self.refused(b"{}", X_Gitlab_Token="\xff")
@@ -822,7 +850,7 @@ class Runner(Case):
             b.said(f"BOOP_RESULT: ignored: {word}")
         b.write_script("rm $BOOP_RESULT; mkfifo $BOOP_RESULT; exit 3")
         self.assertEqual(b.deploy()["reason"], "exit status 3")
-        b.write_script("[ -z $BOOP_RESULT ]")  # it can't be emptied: there is none
+        b.write_script("[ -f $BOOP_RESULT ]")
         self.assertEqual(b.deploy()["status"], "success")
 
     def test_a_fault_of_boops_own_fails_one_deployment_and_not_the_next(self) -> None:
@@ -2356,10 +2384,12 @@ class Forges(Case):
 class ByHand(Case):
     """`boop.py deploy [COMMIT]` and the signed request behind it."""
 
-    def ask(self, b: Daemon, *argv: str, **env: str) -> tuple[int, str, str]:
+    def ask(
+        self, b: Daemon, *argv: str, command: str = "deploy", **env: str
+    ) -> tuple[int, str, str]:
         """Runs the command beside a running boop: status, stdout, stderr."""
         done = subprocess.run(
-            [sys.executable, str(HERE / "boop.py"), "deploy", *argv],
+            [sys.executable, str(HERE / "boop.py"), command, *argv],
             env={**b.env, "BOOP_PORT": str(b.port), **env},
             cwd=self.folder,
             capture_output=True,
@@ -2419,6 +2449,70 @@ class ByHand(Case):
             status, out, err = self.ask(b, *argv, **env)
             self.assertEqual((status, out, len(err.splitlines())), (1, "", 1), err)
             self.assertIn(words, err)
+
+    def test_a_hung_build_is_cancelled_and_what_waits_behind_it_runs(self) -> None:
+        b, checkout = self.boop_with_site(
+            "[ $BOOP_NUMBER != 2 ] || { trap 'echo bye; exit' TERM; sleep 1000 & wait; }"
+        )
+        commit(checkout, {"a": "new"})
+        git(checkout, "push", "-q", "origin", "main")
+        self.assertEqual(b.hook({}, None).json["deployment"], 2)
+        b.said("deployment 2: manual")
+        self.assertEqual(b.hook({"commit": "2" * 40}, None).json["deployment"], 3)
+        self.assertEqual(b.hook({}, None).json["deployment"], 4)
+        answer = b.hook({"cancel": 3}, None)
+        self.assertEqual((answer.status, answer.json), (200, {"cancelled": 3}))
+        self.assertEqual(b.record(3)["reason"], "cancelled by hand")
+        self.assertEqual(b.record(2)["status"], "inprogress")
+        status, out, err = self.ask(b, command="cancel")
+        self.assertEqual((status, out), (0, "deployment 2 is cancelled\n"), err)
+        record = b.finished(2)
+        self.assertEqual(
+            (record["status"], record["reason"]), ("fail", "cancelled by hand")
+        )
+        self.assertIn("bye\nboop: fail after", b.log(2))
+        self.assertEqual(b.finished(4)["status"], "success")
+        for number, code in ((2, 409), (9, 404)):
+            self.assertEqual(b.hook({"cancel": number}, None).status, code)
+        for wrong in (True, "2", 0, -1, 2.0, None):
+            self.assertEqual(b.hook({"cancel": wrong}, None).status, 400)
+        self.assertEqual(b.hook({"cancel": 4, "force": True}, None).status, 400)
+        status, out, err = self.ask(b, command="cancel")
+        self.assertEqual((status, out), (1, ""))
+        self.assertIn("no deployment is running", err)
+        self.assertEqual(self.ask(b, "x", command="cancel")[0], 1)
+
+    def test_a_cancelled_tip_stays_away_until_somebody_asks(self) -> None:
+        gate = self.gate()
+        b, checkout = self.boop_with_site(
+            f"[ $BOOP_NUMBER != 2 ] || until read < {gate}; do :; done"
+        )
+        tip = commit(checkout, {"a": "new"})
+        git(checkout, "push", "-q", "origin", "main")
+        b.push(tip)
+        b.said("deployment 2: push")
+        self.assertEqual(self.ask(b, "2", command="cancel")[0], 0)
+        b.finished(2)
+        b.restart(signal.SIGKILL).said("listens on")
+        b.process.send_signal(signal.SIGHUP)
+        self.assertEqual(self.ask(b, "--force")[0], 0)
+        self.assertEqual([d["number"] for d in b.records()], [3, 2, 1])
+
+    def test_a_forced_deployment_tells_the_script_and_nobody_shares_it(self) -> None:
+        gate = self.gate()
+        b, _ = self.boop_with_site(
+            f"echo force=$DEPLOY_FORCE; [ $BOOP_NUMBER != 2 ] || until read < {gate};"
+            "do :; done"
+        )
+        bodies = {}, {"force": True}, {"force": True}, {"force": False}
+        numbers = [b.hook(body, None).json["deployment"] for body in bodies]
+        b.said("deployment 2: manual")
+        self.open_gate(gate)
+        b.finished(numbers[-1])
+        self.assertEqual(len(set(numbers)), 3, numbers)
+        logs = [b.log(n) for n in sorted(set(numbers))]
+        self.assertEqual(["force=1\n" in log for log in logs], [False, True, False])
+        self.assertEqual(b.hook({"force": 1}, None).status, 400)
 
     def test_a_rollback_holds_until_the_branch_moves(self) -> None:
         b, checkout = self.boop_with_site('echo "$BOOP_COMMIT$BOOP_EXACT" > ../live')
