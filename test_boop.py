@@ -2141,7 +2141,7 @@ class WholeWay(Case):
         git(checkout, "push", "-q", "origin", "main")
         record = b.deploy()
         self.assertEqual(record["status"], "fail")
-        self.assertRegex(record["reason"], "^exit status")
+        self.assertRegex(record["reason"], "^hugo failed: ")
         self.assertIn("broken", b.log(2))
         self.assertEqual(tree(b.state / "public"), before)
 
@@ -4094,7 +4094,7 @@ class Unit(Case):
         second.port = 8081
         self.assertEqual(second.deploy()["status"], "success")
         self.assertEqual(b.records(), [])
-        self.assertTrue(pathlib.Path("/var/lib/private/boop-blog/1.json").exists())
+        self.assertTrue(pathlib.Path("/var/lib/private/boop-blog/deployments.jsonl").exists())
 
     @booted
     def test_secrets_may_be_credentials(self) -> None:
