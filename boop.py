@@ -411,14 +411,15 @@ def _credential(variable: str, environ: Environ) -> str | None:
         return file.read().rstrip("\r\n")
 
 
-def read_settings(environ: Environ, flags: typing.Mapping[str, str]) -> Settings:
+def read_settings(environ: Environ, flags: typing.Mapping[str, typing.Any]) -> Settings:
     """Flags by name, then credentials and variables, then defaults.
 
     Raises BadSettings with every mistake that there is.
     """
     values, mistakes = {}, []
     for s in SETTINGS:
-        text: str | None = flags.get(s.name, environ.get(s.variable))
+        flag = flags.get(s.name)
+        text = environ.get(s.variable) if flag is None else flag
         try:
             if s.secret:
                 text = _credential(s.variable, environ) or text
@@ -960,21 +961,25 @@ def from_json(line: bytes) -> Deployment:
     try:
         record = json.loads(line)
         for name in TIMES:
-            if record.get(name):
+            if record[name]:
                 text = record[name].replace("Z", "+00:00")  # Python 3.10 takes no Z
                 record[name] = datetime.datetime.fromisoformat(text).timestamp()
-        known = {name: record[name] for name in Deployment._fields if name in record}
-        d = Deployment(**known)
-    except (TypeError, AttributeError, ArithmeticError, RecursionError):
+        d = Deployment(**record)
+    except (TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
         raise ValueError("not a deployment") from None
     right = all(isinstance(getattr(d, name), kind) for name, kind in KINDS.items())
-    if right and d.number > 0 and d.branch and d.status in STATUSES:
+    if right and d.number > 0 and d.status in STATUSES:
         return d
     raise ValueError("not a deployment")
 
 
 KINDS = typing.get_type_hints(Deployment)
 STATUSES = ("queued", "inprogress", "success", "fail")
+
+
+def is_boops(names: list[str]) -> bool:
+    """Is a folder that holds these names boop's own, or free to become it?"""
+    return not names or JOURNAL in names
 
 
 def took(seconds: float) -> str:
@@ -1028,8 +1033,7 @@ class Deployments:
             fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(None, "another boop is using it") from None
-        names = os.listdir(folder)
-        if names and JOURNAL not in names:
+        if not is_boops(os.listdir(folder)):
             raise OSError(None, NOT_BOOPS)
         self._journal = self._open(JOURNAL)
         os.makedirs(os.path.join(folder, "work"), mode=0o755, exist_ok=True)
@@ -1351,10 +1355,8 @@ class Deployments:
     def _close_log(self, cut: Deployment) -> None:
         """Gives a log that was cut off the last line that every log has."""
         try:
-            with open(self.log_path(cut.number), "a+b") as log:
-                log.seek(max(0, log.seek(0, os.SEEK_END) - 1))
-                end = b"\n" * (log.read() not in (b"", b"\n"))
-                log.write(end + f"boop: fail: {cut.reason}\n".encode())
+            with open(self.log_path(cut.number), "a", encoding="utf-8") as log:
+                log.write(f"\nboop: fail: {cut.reason}\n")
         except OSError as error:
             say(f"cannot end {cut.number}.log: {error.strerror}", WARNING)
 
@@ -1381,8 +1383,8 @@ class Origin:
         self._settings, self._environ = settings, environ
         self._lock = threading.Lock()  # held while git is asked
         self._asked = threading.Event()  # to look now
-        self._head = self.why = ""  # why: the last look at the repository has failed
-        self._git: subprocess.Popen[bytes] | None = None
+        self._head = self.why = ""  # why: the last look has found no tip
+        self._git: subprocess.Popen[str] | None = None
         self._stopped = False
 
     def head(self) -> str:
@@ -1396,24 +1398,70 @@ class Origin:
 
         Trouble is said when it begins, when it changes, and when it ends.
         """
-        repo, trouble, tip = self._settings.repo, "", ""
         with self._lock:
+            tip, why = "", ""
             try:
-                head, tip = self.ls_remote(branch)
-                self._head = head or self._head
-                if not tip:
-                    trouble = f"{repo} has no branch {branch or 'yet'}"
+                found, tip = self.find(branch)
+                self._head = self._head if branch else found
             except OSError as error:
-                trouble = f"cannot look at {repo}: {error.strerror}"
-            if trouble != self.why and not self._stopped:
-                priority = WARNING if trouble else INFO
-                say(trouble or f"{repo} can be reached again", priority)
-            self.why = trouble
+                why = error.strerror or str(error)
+            if why != self.why and not self._stopped:
+                again = f"{self._settings.repo} can be reached again"
+                say(why or again, WARNING if why else INFO)
+            self.why = why
         return tip
 
-    def look(self) -> None:
-        """Asks the catch-up thread to look at once."""
-        self._asked.set()
+    def find(self, branch: str) -> tuple[str, str]:
+        """The branch, where "" means the default one, and its tip; git-ls-remote(1).
+
+        Raises OSError with the reason: git's words, or what to do.
+        """
+        repo = self._settings.repo
+        status, out, err = self._ls_remote(f"refs/heads/{branch}" if branch else "HEAD")
+        if status:
+            words = [*err.strip().splitlines(), f"exit status {status}"]
+            raise OSError(None, f"cannot look at {repo}: {words[0]}")
+        # "ref: refs/heads/main<tab>HEAD", and "<commit><tab>HEAD"
+        values = [line.partition("\t")[0] for line in out.splitlines()]
+        names = [value[16:] for value in values if value.startswith("ref: ")]
+        tips = [value for value in values if is_commit(value)]
+        if not tips and branch:
+            raise OSError(None, f"{repo} has no branch {branch}")
+        if not tips:
+            raise OSError(None, f"{repo} has no commit yet: push one")
+        if not branch and not names:
+            raise OSError(None, f"{repo} has checked out no branch: set BOOP_BRANCH")
+        return branch or names[0], tips[0]
+
+    def _ls_remote(self, ref: str) -> tuple[int, str, str]:
+        repo, as_owner = self._settings.repo, []
+        if repo.startswith(("/", "file://")):  # it may be another user's: trust it
+            as_owner = ["--upload-pack=git -c safe.directory=* upload-pack"]
+        env = child_environment(self._settings, self._environ)
+        env["GIT_TERMINAL_PROMPT"] = "0"  # nobody is there to answer
+        env.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
+        try:
+            self._git = subprocess.Popen(
+                ["git", "ls-remote", "--symref", *as_owner, "--", repo, ref],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise OSError(None, f"cannot run git: {error.strerror}") from None
+        with self._git as git:
+            try:
+                seconds = 0 if self._stopped else GIT_TIMEOUT_S
+                out, err = git.communicate(timeout=seconds)
+                return git.returncode, out, err
+            except subprocess.TimeoutExpired:
+                _end_group(git.pid, signal.SIGKILL)  # ssh and git-remote-https, too
+                why = f"cannot look at {repo}: no answer within {GIT_TIMEOUT_S} s"
+                raise OSError(None, why) from None
 
     def run(self, deployments: Deployments, wake: typing.Callable[[], None]) -> None:
         """The catch-up thread: a look at the tip, at start, when asked to, and every
@@ -1434,12 +1482,9 @@ class Origin:
     ) -> bool:
         """Deploys the branch's tip if it was missed. False: look again soon."""
         tip = self.tip(self._settings.branch)
-        branch = self._settings.branch or self._head
         if not tip:
-            return not self.why.startswith("cannot")
-        if not branch:
-            say("the repository's HEAD is on no branch: set BOOP_BRANCH", WARNING)
-            return True
+            return False
+        branch = self._settings.branch or self._head
         push = Push(self._settings.repo, branch, tip, trigger=trigger)
         try:
             way = way_of(self._settings, self._environ)
@@ -1452,58 +1497,16 @@ class Origin:
             wake()
         return True
 
+    def look(self) -> None:
+        """Asks the catch-up thread to look at once."""
+        self._asked.set()
+
     def stop(self) -> None:
         """Ends the git that is under way, and asks no more."""
         self._stopped = True
         self._asked.set()
         if self._git and self._git.returncode is None:
             _end_group(self._git.pid, signal.SIGKILL)
-
-    def ls_remote(self, branch: str) -> tuple[str, str]:
-        """The repository's (default branch, tip of the branch), "" where there is none.
-
-        branch "" asks for the default branch's tip. Raises OSError, with git's words,
-        when git can't say within GIT_TIMEOUT_S. Source: git-ls-remote(1).
-        """
-        names = ["HEAD", f"refs/heads/{branch}"] if branch else ["HEAD"]
-        status, out, err = self._run_git(names)
-        if status:
-            words = err.decode("utf-8", "replace").strip().splitlines()
-            raise OSError(None, words[0] if words else f"exit status {status}")
-        refs: dict[str, str] = {}
-        for line in out.decode("utf-8", "replace").splitlines():
-            value, _, name = line.partition("\t")
-            name = f"ref: {name}" if value.startswith("ref: ") else name
-            refs.setdefault(name, value)
-        head = refs.get("ref: HEAD", "")[len("ref: refs/heads/") :]
-        return head, refs.get(f"refs/heads/{branch}" if branch else "HEAD", "")
-
-    def _run_git(self, names: list[str]) -> tuple[int, bytes, bytes]:
-        repo, as_owner = self._settings.repo, []
-        if repo.startswith(("/", "file://")):  # it may be another user's: trust it
-            as_owner = ["--upload-pack=git -c safe.directory=* upload-pack"]
-        env = child_environment(self._settings, self._environ)
-        env["GIT_TERMINAL_PROMPT"] = "0"  # nobody is there to answer
-        env.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
-        try:
-            self._git = subprocess.Popen(
-                ["git", "ls-remote", "--symref", *as_owner, "--", repo, *names],
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise OSError(None, f"cannot run git: {error.strerror}") from None
-        with self._git as git:
-            try:
-                seconds = 0 if self._stopped else GIT_TIMEOUT_S
-                out, err = git.communicate(timeout=seconds)
-                return git.returncode, out, err
-            except subprocess.TimeoutExpired:
-                _end_group(git.pid, signal.SIGKILL)  # ssh and git-remote-https, too
-                raise OSError(None, f"no answer within {GIT_TIMEOUT_S} s") from None
 
 
 class Log:
@@ -1513,10 +1516,13 @@ class Log:
         self, path: str, limit: int, mask: Mask, grown: typing.Callable[[], None]
     ) -> None:
         self._limit, self._room, self._mask, self._grown = limit, limit, mask, grown
-        self._dropped = 0
-        self._lost = ""
-        self._at_line_start = True
-        self._path, self._fd = path, -1
+        self._dropped, self._lost, self._at_line_start = 0, "", True
+        self._file: io.FileIO | None = None
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+            self._file = io.FileIO(os.open(path, flags, 0o600), "w")
+        except OSError as error:
+            self._trouble(error)
 
     def output(self, data: bytes) -> None:
         """Takes what the script wrote."""
@@ -1540,8 +1546,8 @@ class Log:
         if self._lost:
             self.line(f"parts of this log could not be written: {self._lost}")
         self.line(text)
-        if self._fd >= 0:
-            os.close(self._fd)
+        if self._file:
+            self._file.close()
 
     def line(self, text: str) -> None:
         """A line of boop's own."""
@@ -1549,15 +1555,12 @@ class Log:
         self._write(b"\n" * (not self._at_line_start) + f"boop: {text}\n".encode())
 
     def _write(self, data: bytes) -> None:
-        if not data or (self._lost and self._fd < 0):
+        if not data or not self._file:
             return
         try:
-            if self._fd < 0:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-                self._fd = os.open(self._path, flags | os.O_CLOEXEC, 0o600)
             rest = data
             while rest:
-                rest = rest[os.write(self._fd, rest) :]
+                rest = rest[self._file.write(rest) :]
             self._at_line_start = data.endswith(b"\n")
         except OSError as error:  # the disk is full: the deployment goes on
             self._trouble(error)
@@ -1572,7 +1575,7 @@ class Log:
 class Runner:
     """Runs the script, one deployment after the other, in the thread that calls run.
 
-    Other threads may call wake, stop and awake. The script is a session and so a
+    Other threads may call wake, stop and cancel. The script is a session and so a
     process group of its own: what ends it, ends all of it, unless a child has made a
     session for itself. It can't be waited for by reading its output to the end (a
     child may hold that open), so poll(2) waits for three things at once: output, the
@@ -1586,32 +1589,31 @@ class Runner:
         deployments: Deployments,
         origin: Origin,
         report: typing.Callable[[Deployment], None],
-        clock: typing.Callable[[], float] = time.monotonic,
     ) -> None:
-        self._settings, self._environ, self._clock = settings, environ, clock
+        self._settings, self._environ = settings, environ
         self._deployments, self._origin, self._report = deployments, origin, report
         self._secrets = secrets_of(settings, environ)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._result = os.path.join(settings.state, "result")
-        self._stop = self._stop_now = False
-        self._rung = self._heard = 0
+        self._stop = False
         self.done = threading.Event()
 
     def wake(self) -> None:
-        """There may be something to run."""
+        """There may be something to run, or to end."""
         os.eventfd_write(self._bell, 1)
 
-    def stop(self, now: bool = False) -> None:
-        """Ends the running script (now: without waiting for it) and then the thread."""
-        self._stop, self._stop_now = True, self._stop_now or now
+    def stop(self) -> None:
+        """Ends the running script and then the thread."""
+        self._stop = True
         self.wake()
 
-    def awake(self) -> bool:
-        """Did the thread hear the last call? Calls it again. For the watchdog."""
-        heard = self._heard == self._rung and not self.done.is_set()
-        self._rung += 1
+    def cancel(self, number: int) -> Deployment | None:
+        """Ends a deployment by hand. What it was, or None where there is none."""
+        was, now = self._deployments.cancel(number), self._deployments.get(number)
+        if was and was.status == "queued" and now:
+            self._report(now)
         self.wake()
-        return heard
+        return was
 
     def run(self) -> None:
         """The thread: until stop; then done is set."""
@@ -1624,28 +1626,25 @@ class Runner:
                     self._deploy(deployment)
                 else:
                     select.select([self._bell], [], [])
-                    self._hear()
+                    os.eventfd_read(self._bell)
         except Exception as error:  # noqa: BLE001  the thread's edge
             say(f"the runner ended: {type(error).__name__}: {error}", ERROR)
         finally:
             self.done.set()
 
-    def _hear(self) -> None:
-        os.eventfd_read(self._bell)
-        self._heard = self._rung
-
     def _deploy(self, d: Deployment) -> None:
         """One deployment, from its start to its record."""
-        begun, result = self._clock(), dict[str, str]()
+        begun, result = time.monotonic(), dict[str, str]()
         path, limit = self._deployments.log_path(d.number), self._settings.log_limit
         log = Log(path, limit, Mask(self._secrets), self._deployments.tell)
         try:
             reason, result = self._run_script(d, log)
         except Exception as error:  # noqa: BLE001  it fails this one, and not the next
             reason = one_line(f"boop failed: {type(error).__name__}: {error}")
-        seconds = self._clock() - begun
-        outcome = f"fail after {took(seconds)}: {reason}" if reason else ""
-        outcome = outcome or f"success in {took(seconds)}"
+        seconds = time.monotonic() - begun
+        outcome = f"success in {took(seconds)}"
+        if reason:
+            outcome = f"fail after {took(seconds)}: {reason}"
         log.end(outcome)
         finished = self._deployments.finish(d.number, reason, seconds, **result)
         say(f"deployment {d.number}: {outcome}", NOTICE if reason else INFO)
@@ -1656,9 +1655,17 @@ class Runner:
         if d.repo == self._settings.repo and (d.exact or not d.commit):
             tip = self._origin.tip(d.branch) or None
             d = self._deployments.note(d.number, tip=tip, commit=d.commit or tip)
-        script, why = self._start(d)
-        log.line(_first_line(d))
-        say(_first_line(d))
+        script, why = None, self._told_to_end(d.number)
+        try:
+            script = None if why else self._start(d)  # first: it takes the longest
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            why = f"cannot run {self._settings.script}: {why}"
+        what = f"commit {d.commit[:8]}" if d.commit else "its tip"
+        by = f" by {d.author}" if d.author else ""
+        first = f"deployment {d.number}: {d.trigger}, branch {d.branch}, {what}{by}"
+        log.line(first)
+        say(first)
         self._report(d)
         if not script:
             return why, {}
@@ -1667,30 +1674,26 @@ class Runner:
         said = result.pop("reason", None)
         return ended or (script.returncode and said) or _exit_reason(script), result
 
-    def _start(self, d: Deployment) -> tuple[subprocess.Popen[bytes] | None, str]:
-        """Starts the script; without one, why not."""
-        if end := self._shall_end(d.number):
-            return None, end
-        work, env = os.path.join(self._deployments.folder, "work"), {}
+    def _start(self, d: Deployment) -> subprocess.Popen[bytes]:
+        work = os.path.join(self._deployments.folder, "work")
+        os.makedirs(work, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_NOFOLLOW
         try:
-            os.makedirs(work, exist_ok=True)
-            env = script_environment(self._settings, self._environ, d)
-            env["BOOP_RESULT"] = _emptied(self._result)
-            return subprocess.Popen(
-                [self._settings.script],
-                cwd=work,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                bufsize=0,
-                start_new_session=True,
-            ), ""
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            return None, f"cannot run {self._settings.script}: {why}"
+            os.close(os.open(self._result, flags, 0o600))
+        except OSError as error:  # the disk is full: the script may not need it
+            say(f"cannot empty {self._result}: {error.strerror}", WARNING)
+        return subprocess.Popen(
+            [self._settings.script],
+            cwd=work,
+            env=script_environment(self._settings, self._environ, d),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+            start_new_session=True,
+        )
 
-    def _shall_end(self, number: int) -> str:
+    def _told_to_end(self, number: int) -> str:
         """Why boop ends the deployment, if it does."""
         d = self._deployments.get(number)
         return STOPPED if self._stop else (d and d.reason) or ""
@@ -1726,19 +1729,19 @@ class Runner:
         poll, waiting = select.poll(), {pipe, ended}
         for fd in (pipe, ended, self._bell):
             poll.register(fd, select.POLLIN)
-        why, deadline = None, self._clock() + self._settings.timeout
+        why, deadline = None, time.monotonic() + self._settings.timeout
         while ended in waiting or (why and pipe in waiting):
-            left = deadline - self._clock()
-            if self._stop_now or (why and left <= 0):
-                return why or STOPPED
+            left = deadline - time.monotonic()
+            if why and left <= 0:
+                return why
             late = f"timed out after {self._settings.timeout} s" if left <= 0 else ""
-            if not why and (why := self._shall_end(number) or late):
+            if not why and (why := self._told_to_end(number) or late):
                 _end_group(leader, signal.SIGTERM)
-                deadline = self._clock() + GRACE_S
+                deadline = time.monotonic() + GRACE_S
                 continue
             for fd, _ in poll.poll(min(left, 86400) * 1000 + 1):
                 if fd == self._bell:
-                    self._hear()
+                    os.eventfd_read(self._bell)
                 elif fd == ended or not self._read(pipe, log):
                     waiting.discard(fd)
                     poll.unregister(fd)
@@ -1760,9 +1763,9 @@ class Runner:
         found none: a process in the middle of exec(2) has no environment."""
         state = f"BOOP_STATE={self._settings.state}".encode()
         marks = {f"BOOP_NUMBER={number}".encode() for number in numbers}
-        deadline, told, quiet = self._clock() + GRACE_S, set[int](), 0
+        deadline, told, quiet = time.monotonic() + GRACE_S, set[int](), 0
         while marks and quiet < 2:
-            late = self._stop_now or self._clock() > deadline
+            late = time.monotonic() > deadline
             orphans = set(_having(state, marks))
             for pid in orphans if late else orphans - told:
                 say(f"ending process {pid}, left by a killed boop", NOTICE)
@@ -1773,6 +1776,19 @@ class Runner:
             told |= orphans
             quiet = 0 if orphans else quiet + 1
             time.sleep(0.02)
+
+
+def _having(state: bytes, marks: set[bytes]) -> typing.Iterator[int]:
+    """The living processes whose environment holds both."""
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) != os.getpid():
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    variables = set(file.read().split(b"\0"))
+            except OSError:
+                continue  # gone, or not ours
+            if state in variables and marks & variables:
+                yield int(name)
 
 
 def script_environment(
@@ -1789,7 +1805,7 @@ def script_environment(
         "BOOP_EXACT": "1" if deployment.exact else "",
         "BOOP_MESSAGE": deployment.message or "",
         "BOOP_AUTHOR": deployment.author or "",
-        "BOOP_RESULT": "",
+        "BOOP_RESULT": os.path.join(settings.state, "result"),
         **({"DEPLOY_FORCE": "1"} if deployment.force else {}),
     }
 
@@ -1803,16 +1819,6 @@ def way_of(settings: Settings, environ: Environ) -> str:
         script = b""  # may be run, and not read
     values = sorted((k, v) for k, v in environ.items() if k.startswith("DEPLOY_"))
     return hmac.digest(script, repr(values).encode(), "sha256").hex()[:16]
-
-
-def _emptied(path: str) -> str:
-    """The path, of a file that is now empty; "" where there can be none."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_NOFOLLOW
-    try:
-        os.close(os.open(path, flags, 0o600))
-    except OSError:
-        return ""
-    return path
 
 
 RESULTS: dict[str, typing.Callable[[str], str | None]] = {
@@ -1842,25 +1848,6 @@ def read_result(path: str) -> dict[str, str]:
         elif value or name not in RESULTS:
             say(f"BOOP_RESULT: ignored: {one_line(line, 100)}", WARNING)
     return result
-
-
-def _having(state: bytes, marks: set[bytes]) -> typing.Iterator[int]:
-    """The living processes whose environment holds both."""
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) != os.getpid():
-            try:
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    variables = set(file.read().split(b"\0"))
-            except OSError:
-                continue  # gone, or not ours
-            if state in variables and marks & variables:
-                yield int(name)
-
-
-def _first_line(d: Deployment) -> str:
-    what = f"commit {d.commit[:8]}" if d.commit else "its tip"
-    by = f" by {d.author}" if d.author else ""
-    return f"deployment {d.number}: {d.trigger}, branch {d.branch}, {what}{by}"
 
 
 def _exit_reason(ended: subprocess.Popen[bytes]) -> str | None:
@@ -2047,20 +2034,10 @@ def _first_words(child: subprocess.Popen[bytes], deadline: float) -> str:
 # reason, commit) passes `shown` before a terminal sees it; a browser gets it as JSON,
 # and its script makes text nodes of it, never markup.
 
-LABELS = {  # what people read, for what records say
-    "queued": "queued",
-    "inprogress": "in progress",
-    "success": "success",
-    "fail": "failed",
-}
-
 
 def shown(text: str | None) -> str:
-    """The first line of `text`, with "?" for what could fool a terminal or a reader."""
-    line = (text or "").strip().partition("\n")[0].rstrip()
-    if line.isprintable():
-        return line
-    return re.sub(UNSAFE, "?", line.replace("\t", " "))
+    """The first line of a text, as one that can fool no terminal and no reader."""
+    return one_line((text or "").strip().partition("\n")[0], MAX_MESSAGE_CHARS)
 
 
 def page(root: str) -> str:
@@ -2073,11 +2050,12 @@ def page(root: str) -> str:
 
 def list_text(ds: typing.Sequence[Deployment], now: float) -> str:
     """The deployments as a table; `ds` is newest first. A terminal wraps it."""
+    header = "", "STATUS", "QUEUED (UTC)", "  TOOK", "BRANCH", "COMMIT", "MESSAGE"
     rows = [text_row(d, now) for d in ds]
-    widths = [max(map(len, column)) for column in zip(TEXT_HEADER, *rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
     widths[-1] = 0  # the message comes last, whole
-    lines = ["  ".join(map(str.ljust, TEXT_HEADER, widths))]
-    for d, row in zip(ds, rows, strict=True):
+    lines = ["  ".join(map(str.ljust, header, widths))]
+    for d, row in zip(ds, rows):
         lines.append("  ".join(map(str.ljust, row, widths)).rstrip())
         if d.reason:
             lines.append(" " * (widths[0] + 2) + shown(d.reason))
@@ -2086,9 +2064,8 @@ def list_text(ds: typing.Sequence[Deployment], now: float) -> str:
 
 def text_row(d: Deployment, now: float) -> tuple[str, ...]:
     """A deployment's cells; the first is its log's address below this one."""
-    ran = d.duration
-    if d.status == "inprogress" and d.started_at is not None:
-        ran = max(0.0, now - d.started_at)
+    running = d.status == "inprogress" and d.started_at is not None
+    ran = now - d.started_at if running and d.started_at else d.duration
     return (
         f"log/{d.number}",
         d.status,
@@ -2102,8 +2079,8 @@ def text_row(d: Deployment, now: float) -> tuple[str, ...]:
 
 def empty_text(secret: bool, repo: str, why: str) -> str:
     """The list before the first deployment: what is left to do. `secret`: is one set?
-    `repo` is BOOP_REPO; `why` says what is the matter with it, if anything is. The page
-    draws this, too: a step is a list's item, and what is between backticks is code."""
+    `repo` is BOOP_REPO; `why` says what is the matter with it, if anything is. The
+    page shows this, too: what is between backticks is code."""
     steps = []
     if why:
         steps.append(f"Mend this first: {shown(why)}")
@@ -2114,7 +2091,7 @@ def empty_text(secret: bool, repo: str, why: str) -> str:
         )
     steps += [
         f"On the forge, add a webhook to {shown(repo) or 'the repository'}:\n"
-        f"     the URL is this address with `/deploy`, the secret that of\n"
+        "     the URL is this address with `/deploy`, the secret that of\n"
         "     `BOOP_SECRET`, the content type `application/json`, push events.",
         "`git push`",
     ]
@@ -2131,59 +2108,52 @@ def empty_text(secret: bool, repo: str, why: str) -> str:
 
 def badge_svg(d: Deployment | None) -> str:
     """How the last finished deployment ended; None: there is none."""
-    word = LABELS[d.status] if d else "no deployments"
-    color = {"success": "1a7f37", "fail": "c62828"}.get(d.status if d else "", "57606a")
+    word = {"fail": "failed"}.get(d.status, d.status) if d else "no deployments"
+    color = {"success": "#1a7f37", "failed": "#c62828"}.get(word, "#57606a")
     width = 7 * len(word) + 12  # px; textLength makes any font fit
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width + 40}" height="20" '
         f'role="img" aria-label="boop: {word}"><title>boop: {word}</title>'
         f'<rect width="{width + 40}" height="20" rx="4" fill="#3a3f45"/>'
         f'<path d="M40 0h{width - 4}a4 4 0 0 1 4 4v12a4 4 0 0 1-4 4H40z" '
-        f'fill="#{color}"/><g fill="#fff" font-family="Verdana,DejaVu Sans,sans-serif" '
+        f'fill="{color}"/><g fill="#fff" font-family="Verdana,DejaVu Sans,sans-serif" '
         'font-size="11"><text x="6" y="14" textLength="28">boop</text>'
         f'<text x="46" y="14" textLength="{width - 12}">{word}</text></g></svg>\n'
     )
 
 
 def metrics(
-    ds: typing.Sequence[Deployment],
-    totals: typing.Mapping[str, int],
-    seconds: float,
-    version: str,
-    python: str,
+    ds: typing.Sequence[Deployment], totals: typing.Mapping[str, int], seconds: float
 ) -> str:
-    """Prometheus's text format (version 0.0.4)."""
+    """Prometheus's text format (version 0.0.4). totals, seconds: those that finished
+    since boop started, and the time that they took."""
     status = [d.status for d in ds]
-    live = max((d.finished_at or 0.0 for d in ds if d.status == "success"), default=0.0)
-    built = f'{{version="{label(version)}",python="{label(python)}"}}'
-    finished = {f'{{status="{label(k)}"}}': n for k, n in totals.items()}
-    ran = {"_sum": seconds, "_count": sum(totals.values())}
-    families: tuple[tuple[str, str, str, typing.Mapping[str, float]], ...] = (
-        ("build_info", "gauge", "Which boop this is.", {built: 1}),
-        ("deployments_total", "counter", "Finished since boop started.", finished),
-        ("deployment_duration_seconds", "summary", "How long scripts ran.", ran),
-        ("queue_length", "gauge", "Waiting their turn.", {"": status.count("queued")}),
-        ("running", "gauge", "Running now.", {"": status.count("inprogress")}),
-        (
-            "last_success_timestamp_seconds",
-            "gauge",
-            "When the last success ended (Unix time); 0 if there is none.",
-            {"": live},
-        ),
-    )
-    lines = []
-    for name, kind, meaning, samples in families:
-        lines += [f"# HELP boop_{name} {meaning}", f"# TYPE boop_{name} {kind}"]
-        lines += [f"boop_{name}{more} {value}" for more, value in samples.items()]
-    return "\n".join(lines) + "\n"
+    live = max((d.finished_at or 0 for d in ds if d.status == "success"), default=0)
+    python = sys.version.partition(" ")[0]
+    return f"""\
+# HELP boop_build_info Which boop this is.
+# TYPE boop_build_info gauge
+boop_build_info{{version="{VERSION}",python="{python}"}} 1
+# HELP boop_deployments_total Finished since boop started.
+# TYPE boop_deployments_total counter
+boop_deployments_total{{status="success"}} {totals["success"]}
+boop_deployments_total{{status="fail"}} {totals["fail"]}
+# HELP boop_deployment_duration_seconds How long scripts ran.
+# TYPE boop_deployment_duration_seconds summary
+boop_deployment_duration_seconds_sum {seconds}
+boop_deployment_duration_seconds_count {sum(totals.values())}
+# HELP boop_queue_length Waiting their turn.
+# TYPE boop_queue_length gauge
+boop_queue_length {status.count("queued")}
+# HELP boop_running Running now.
+# TYPE boop_running gauge
+boop_running {status.count("inprogress")}
+# HELP boop_last_success_timestamp_seconds When the last success ended; 0: never.
+# TYPE boop_last_success_timestamp_seconds gauge
+boop_last_success_timestamp_seconds {live}
+"""
 
 
-def label(value: str) -> str:
-    """A label's value, escaped as the text format asks."""
-    return shown(value).replace("\\", "\\\\").replace('"', '\\"')
-
-
-TEXT_HEADER = "", "STATUS", "QUEUED (UTC)", "  TOOK", "BRANCH", "COMMIT", "MESSAGE"
 # The page, for the list and for a log. Each state has a shape of its own, not only a
 # colour. Links are relative: boop may live below any path of a reverse proxy.
 PAGE = f"""\
@@ -2212,25 +2182,21 @@ PAGE = f"""\
 <p id="said" class="sr" role="status"></p>
 """
 
-# The pages' looks. Served as boop.css: to change a colour, change it here.
+# The page's look. Served as boop.css: to change a colour, change it here.
 BOOP_CSS = """\
 :root {
   --bg: #f4f5f7; --panel: #fff; --line: #dfe2e6; --text: #1c2127; --muted: #59636e;
-  --link: #0959b8; --hover: #f7f9fb; --mark: #fff3bf; --lo: 0; --hi: .54;
+  --link: #0959b8; --hover: #f7f9fb; --mark: #fff3bf;
   --queued: #636c76; --inprogress: #0a63c9; --success: #1a7a36; --fail: #c4232e;
   --c0: #24292f; --c1: #b3212b; --c2: #1a6e31; --c3: #7d5200; --c4: #0a55b3;
-  --c5: #7a35c0; --c6: #0f6673; --c7: #59636e; --c8: #656d76; --c9: #c4232e;
-  --c10: #1a7a36; --c11: #8a5c00; --c12: #0a63c9; --c13: #8b3fd1; --c14: #127483;
-  --c15: #1c2127;
+  --c5: #7a35c0; --c6: #0f6673; --c7: #59636e;
 }
 @media (prefers-color-scheme: dark) { :root {
   --bg: #0e1116; --panel: #161b22; --line: #2b323b; --text: #e3e8ee; --muted: #9aa5b1;
-  --link: #79b8ff; --hover: #1b2129; --mark: #4a3c0c; --lo: .7; --hi: 1;
+  --link: #79b8ff; --hover: #1b2129; --mark: #4a3c0c;
   --queued: #9aa5b1; --inprogress: #58a6ff; --success: #46c060; --fail: #ff7b72;
   --c0: #8b949e; --c1: #ff7b72; --c2: #56c76b; --c3: #d9a92c; --c4: #79b8ff;
-  --c5: #c79bff; --c6: #4fc7d4; --c7: #c2cad3; --c8: #8b949e; --c9: #ff9a94;
-  --c10: #7ee08f; --c11: #f2cc60; --c12: #a5d1ff; --c13: #dcbcff; --c14: #8be3ee;
-  --c15: #fff;
+  --c5: #c79bff; --c6: #4fc7d4; --c7: #c2cad3;
 } }
 * { box-sizing: border-box; margin: 0; }
 html { color-scheme: light dark; scroll-padding-top: 4rem; }
@@ -2242,7 +2208,7 @@ a { color: var(--link); text-decoration: none; }
 a:hover { text-decoration: underline; }
 :focus-visible { outline: 2px solid var(--inprogress); outline-offset: 2px;
   border-radius: 3px; }
-code, pre, #log { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas,
+code, #log { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas,
   "DejaVu Sans Mono", monospace; font-size: 13px; }
 header, main { max-width: 70rem; margin: auto; padding: .8rem 1.25rem; }
 header { display: flex; gap: .7rem; align-items: center; }
@@ -2256,12 +2222,11 @@ h2 { font-size: .95rem; font-weight: 650; margin: 1.6rem 0 .6rem; }
   background: var(--panel); }
 .sprite { position: absolute; }
 .icon { width: 1.05em; height: 1.05em; flex: none; fill: currentColor; }
-.icon.inprogress .spin, .spin { transform-origin: 8px 8px;
-  animation: spin 1.2s linear infinite; }
+.spin { transform-origin: 8px 8px; animation: spin 1.2s linear infinite; }
 .ring, .cut { fill: none; stroke: currentColor; stroke-width: 2;
   stroke-linecap: round; stroke-linejoin: round; }
 .cut { stroke: var(--panel); }
-.ring.dim { opacity: .25; }
+.dim { opacity: .25; }
 @keyframes spin { to { transform: rotate(1turn); } }
 .queued { color: var(--queued); } .inprogress { color: var(--inprogress); }
 .success { color: var(--success); } .fail, .why { color: var(--fail); }
@@ -2287,7 +2252,7 @@ figure { flex: 0 1 22rem; align-self: end; text-align: right; }
 .chart path { fill: currentColor; stroke: currentColor; }
 .chart .fail { fill: transparent; }
 .chart a:hover path { opacity: .6; }
-.steps { padding-left: 1.2rem; } .steps li { margin: .5rem 0; }
+.steps { font: inherit; white-space: pre-wrap; }
 .steps code { background: var(--bg); padding: .1rem .35rem; border-radius: 4px; }
 
 .rows { list-style: none; padding: 0; background: var(--panel);
@@ -2306,76 +2271,65 @@ figure { flex: 0 1 22rem; align-self: end; text-align: right; }
 .rows .meta a, .rows time { position: relative; z-index: 1; }
 .when { text-align: right; white-space: nowrap; }
 
-.rest { white-space: pre-wrap; color: var(--muted); margin-top: .5rem;
+.rest { font: inherit; white-space: pre-wrap; color: var(--muted); margin-top: .5rem;
   max-height: 12rem; overflow: auto; }
 dl { display: flex; flex-wrap: wrap; gap: .7rem 2rem; margin-top: .9rem; }
 dd { margin: 0; }
-[data-self], #log { --row: 20px; }
 .bar { position: sticky; top: 0; z-index: 2; max-width: none;
   background: var(--panel); border-bottom: 1px solid var(--line); }
 .bar ~ main { max-width: 90rem; }
 .bar > a, .bar > b { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .bar > a { flex: none; max-width: 25%; }
-#log { margin-top: 1.2rem; padding: .6rem 0; line-height: var(--row); min-height: 4rem;
+#earlier { margin-top: 1.2rem; color: var(--muted); font-size: .875rem; }
+#log { --number: 4.2em; margin-top: 1.2rem; padding: .6rem 0; min-height: 4rem;
   background: var(--panel); border: 1px solid var(--line); border-radius: 12px;
   overflow: clip; outline: 0; }
-#log pre { padding: 0 1rem; white-space: pre-wrap; }
-#log > .shut { content-visibility: auto;
-  contain-intrinsic-block-size: auto calc(500 * var(--row)); }
-#log > div > div { position: relative; padding: 0 1rem 0 5.2em; min-height: var(--row);
-  white-space: pre-wrap; tab-size: 8; }
-#log div div > a { position: absolute; left: 0; width: 4.2em; text-align: right;
+#earlier:not(:empty) + #log { margin-top: .5rem; }
+#log div { position: relative; padding: 0 1rem 0 calc(var(--number) + 1em);
+  min-height: 1.5em; white-space: pre-wrap; tab-size: 8;
+  scroll-margin-block: 40vh; }
+#log a { position: absolute; left: 0; width: var(--number); text-align: right;
   color: var(--muted); user-select: none; }
-#log div div > a::before { content: attr(data-n); }
-#earlier { padding: 0 1rem 0 5.2em; color: var(--muted); }
-#log .on { background: var(--mark); }
+#log a::before { content: attr(data-n); }
+#log :target { background: var(--mark); }
 [data-status=queued] #log:empty::before { content: "Waiting for its turn …";
   padding: 1rem; color: var(--muted); }
 #end { position: fixed; right: 1.25rem; bottom: 1.25rem; padding: .5rem .9rem;
   font: inherit; color: var(--panel); background: var(--text); border: 0;
   border-radius: 99px; cursor: pointer; }
-.b { font-weight: 700; } .d { opacity: .7; } .i { font-style: italic; }
-.u { text-decoration: underline; } .s { text-decoration: line-through; }
-.u.s { text-decoration: underline line-through; }
-.f { color: var(--f); } .g { background: var(--g); color: var(--panel); }
-@supports (color: oklch(from red l c h)) {  /* legible, whatever was asked for */
-  .f { color: oklch(from var(--f) clamp(var(--lo), l, var(--hi)) c h); }
-  .g { color: oklch(from var(--g) clamp(0, (.62 - l) * 99, 1) 0 0); }
-}
-.v { color: var(--panel); background: var(--f, var(--text)); }
+.bold { font-weight: 700; }
+.c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); }
+.c3 { color: var(--c3); } .c4 { color: var(--c4); } .c5 { color: var(--c5); }
+.c6 { color: var(--c6); } .c7 { color: var(--c7); }
 
 @media (max-width: 48rem) {
   header, main { padding-inline: .75rem; }
   .hero { flex-wrap: wrap; padding: 1.1rem; gap: .8rem; }
   figure { flex-basis: 100%; text-align: left; } .chart { margin-left: 0; }
-  .rows li { grid-template-columns: 1.1rem 1fr; padding: .7rem .9rem; }
+  .rows li { grid-template-columns: 1.1rem 1fr; padding: .7rem .9rem; row-gap: 0; }
   .rows .st { position: absolute; clip-path: inset(50%); }
   .bar { gap: .5rem; } .bar .by { display: none; } .bar nav { gap: .7rem; }
   .when { grid-column: 2; text-align: left; } .when br { display: none; }
   .when span:not(:empty)::before { content: " · "; }
-  .rows li { row-gap: 0; }
-  code, pre, #log { font-size: 12px; } #log { margin-inline: -.75rem; border-radius: 0;
-    border-inline: 0; --row: 18px; }
-  #log > div > div, #earlier { padding: 0 .6rem 0 3.6em; }
-  #log div div > a { width: 3em; }
+  code, #log { font-size: 12px; }
+  #log { --number: 3em; margin-inline: -.75rem; border-radius: 0; border-inline: 0; }
 }
 @media (max-width: 30rem) { .bar nav span { display: none; } }
-@media (prefers-reduced-motion: reduce) { .spin { animation: none !important; } }
-@media print { #end, nav { display: none; } }
+@media (prefers-reduced-motion: reduce) { .spin { animation: none; } }
 """
 
-# The pages' behaviour. Served as boop.js. Logs reach the page as text nodes only.
-BOOP_JS = r"""// boop's pages: they draw the JSON that programs get.
+# The page's behaviour. Served as boop.js. A log reaches the page as text nodes only.
+BOOP_JS = r"""// boop's page: it draws the JSON that programs get.
 // Whatever a record or a log says becomes text or a checked link, and never markup.
 "use strict";
 (() => {
-const $ = (selector) => document.querySelector(selector);
+const $ = selector => document.querySelector(selector);
 const sleep = ms => new Promise(done => setTimeout(done, ms));
 const root = document.body.dataset.root;  // leads to the list
 let here = root === "./" ? "" : location.pathname.split("/").pop();  // 7, latest
+let status = "none";  // of what the page is about
+const live = () => status === "queued" || status === "inprogress";
 const header = $("header"), main = $("main");
-const status = () => document.body.dataset.status;
-const live = () => status() === "queued" || status() === "inprogress";
 
 // Elements. Of their attributes and children, what is empty is left out.
 function element(namespace, tag, attributes, ...children) {
@@ -2392,10 +2346,8 @@ const icon = status => svg("svg", {class: `icon ${status}`, "aria-hidden": "true
 const joined = parts => parts.filter(Boolean).flatMap((p, i) => i ? [" · ", p] : [p]);
 
 // A text's first line, with "?" for what could fool a reader.
-const UNSAFE = new RegExp(String.raw`[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f`
-  + String.raw`\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]`, "gu");
-const shown = text => (text ?? "").trim().split("\n")[0].trimEnd()
-  .replaceAll("\t", " ").replace(UNSAFE, "?");
+const shown = text => (text ?? "").trim().split("\n")[0]
+  .replace(/(?!\u200d)[\p{Cc}\p{Cf}\p{Cs}\u2028\u2029]/gu, "?");
 
 // Times
 const took = s => s < 9.95 ? `${Math.max(s, 0).toFixed(1)} s`
@@ -2428,31 +2380,31 @@ const LABELS = {queued: "queued", inprogress: "in progress", success: "success",
 const GLYPHS = {queued: "○", inprogress: "▶", success: "✓", fail: "✗"};
 const HEADLINES = {queued: "Waiting to deploy", inprogress: "Deploying",
   success: "The site is live", fail: "The last deployment failed"};
-const label = d => `#${d.number} ${LABELS[d.status]}`;
-const siteName = d =>  // https://github.com/ada/site.git -> site
-  shown(d.repo).replace(/\/+$/, "").replace(/\.git$/, "").split("/").pop() || "site";
 const TRIGGERS = {push: "pushed", "catch-up": "caught up", manual: "by hand",
   poll: "polled", interrupted: "run again after an interruption"};
+const label = d => `#${d.number} ${LABELS[d.status]}`;
+const siteName = d =>  // https://github.com/ada/site.git -> site
+  shown(d.repo).replace(/(\.git)?\/*$/, "").split("/").pop() || "site";
 const what = d => shown(d.message) || `${TRIGGERS[d.trigger] ?? shown(d.trigger)}: `
   + (shown(d.commit).slice(0, 7) || shown(d.branch));
 const why = d => d.reason && el("p", {class: "why"}, shown(d.reason));
 const to = (d, ...children) => el("a", {href: `log/${d.number}`}, ...children);
+const visit = d => /^https?:\/\//i.test(d?.url ?? "")
+  && el("a", {href: d.url}, "visit");
 
 // The commit, linked to its page on a forge that is known by its host's name:
 // https://github.com/ada/site.git, git@gitlab.com:ada/site.git, ssh://git@… alike.
-const PLACE = new RegExp(String.raw`^(?:(?:https?|ssh|git)://)?(?:[^@/\s]+@)?`
-  + String.raw`([a-z0-9.-]+)(?::\d+/|[:/])([\w.~/-]+?)(?:\.git)?/?$`);
+const PLACE = new RegExp(String.raw`^(?:\w+://)?(?:[^@/]+@)?([\w.-]+)(?::\d+)?[:/]/?`
+  + String.raw`([\w.~/-]+?)(?:\.git)?/?$`);
 const COMMIT_PAGES = [
-  [/^(github\.com|codeberg\.org)$|^(gitea|forgejo)\./, "/commit/"],
-  [/^gitlab\./, "/-/commit/"], [/^bitbucket\.org$/, "/commits/"]];
+  [/^(github\.com|codeberg\.org)$|^(gitea|forgejo)\./, "commit"],
+  [/^gitlab\./, "-/commit"], [/^bitbucket\.org$/, "commits"]];
 function commit(d) {
-  if (!d.commit) return null;
-  const code = el("code", null, shown(d.commit).slice(0, 7));
+  const code = d.commit && el("code", null, shown(d.commit).slice(0, 7));
   const [, host, path] = PLACE.exec(d.repo) ?? [];
-  const page = COMMIT_PAGES.find(([hosts]) => hosts.test(host ?? ""))?.[1];
-  if (!page || !/^[0-9a-f]{7,64}$/.test(d.commit)) return code;
-  const place = path.replace(/^\/+|\/+$/g, "");
-  return el("a", {href: `https://${host}/${place}${page}${d.commit}`}, code);
+  const page = COMMIT_PAGES.find(([hosts]) => hosts.test(host))?.[1];
+  if (!page || !/^[0-9a-f]{40,64}$/.test(d.commit)) return code;
+  return el("a", {href: `https://${host}/${path}/${page}/${d.commit}`}, code);
 }
 
 // The list
@@ -2461,14 +2413,13 @@ function drawList(ds) {
   const d = ds.find(d => d.status === "inprogress") ?? ds[0];
   const several = new Set(ds.map(d => d.repo)).size > 1;
   const name = several ? "boop" : siteName(d);
-  const more = ds.length > ROWS && el("p", null, el("a", {href: "?text"},
-    `all as text, ${ds.length - ROWS} older ones too`));
   header.replaceChildren(el("b", null, name),
     el("span", {class: "by"}, "deployed by boop"));
   main.replaceChildren(hero(d, ds), el("section", {"aria-labelledby": "all"},
     el("h2", {id: "all"}, "Deployments"),
-    el("ol", {class: "rows"},
-      ds.slice(0, ROWS).map(d => row(d, several, liveOf(d, ds) === d))), more));
+    el("ol", {class: "rows"}, ds.slice(0, ROWS).map(d => row(d, ds, several))),
+    el("p", null, ds.length > ROWS && el("a", {href: "?text"},
+      `all as text, ${ds.length - ROWS} older ones too`))));
   show(d, `${GLYPHS[d.status]} ${LABELS[d.status]} · ${name}`);
 }
 const liveOf = (d, ds) => ds.find(old => old.status === "success"
@@ -2484,14 +2435,12 @@ function hero(d, ds) {
       el("p", null, to(d, `#${d.number}`), ` ${what(d)}`),
       el("p", {class: "meta"}, when, shows && shows !== d
         && [" · the site shows ", to(shows, `#${shows.number}`), ", ",
-          moment(shows.finished_at ?? shows.queued_at)])), chart(ds));
+          moment(shows.finished_at)])), chart(ds));
 }
-const visit = d => /^https?:\/\//i.test(d?.url ?? "")
-  && el("a", {href: d.url}, "visit");
-function row(d, several, isLive) {
+function row(d, ds, several) {
   const facts = [several && siteName(d), el("span", null, shown(d.branch)), commit(d),
     shown(d.author), d.pushes > 1 ? `${d.pushes} pushes` : shown(d.trigger),
-    isLive && el("b", {class: "success"}, "live")];
+    liveOf(d, ds) === d && el("b", {class: "success"}, "live")];
   return el("li", null, icon(d.status),
     el("span", {class: `st ${d.status}`}, LABELS[d.status]),
     el("div", null, to(d, el("i", null, `#${d.number}`), ` ${what(d)}`),
@@ -2502,53 +2451,39 @@ function row(d, several, isLive) {
 // The last runs' durations as bars, oldest left; a fail is red and hollow.
 const RUNS = 60, HEIGHT = 48;  // px
 function chart(ds) {
-  const runs = ds.filter(d => d.finished_at && d.duration).slice(0, RUNS).reverse();
+  const runs = ds.filter(d => d.duration).slice(0, RUNS).reverse();
   if (runs.length < 2) return null;
   const times = runs.map(d => d.duration).sort((a, b) => a - b);
   const longest = times.at(-1), median = times[times.length >> 1];
-  const width = 6 * runs.length;
   const bars = runs.map((d, i) => {
-    const x = 6 * i + 1.5;
     const up = Math.max(3, d.duration / longest * HEIGHT) - 1;
-    const shape = `M${x} ${HEIGHT - .5}v-${up}h3v${up}z`;
-    const bar = svg("path", {class: d.status, d: shape});
+    const bar = {class: d.status, d: `M${6 * i + 1.5} ${HEIGHT - .5}v-${up}h3v${up}z`};
     const link = {href: `log/${d.number}`, tabindex: "-1"};  // keyboards have the list
-    return svg("a", link, svg("title", null, `${label(d)}, ${took(d.duration)}`), bar);
+    return svg("a", link, svg("title", null, `${label(d)}, ${took(d.duration)}`),
+      svg("path", bar));
   });
-  const caption = `Last ${runs.length} runs: median ${took(median)}, `
-    + `longest ${took(longest)}`;
+  const size = {width: 6 * runs.length, height: HEIGHT};
   return el("figure", null, svg("svg", {class: "chart", "aria-hidden": "true",
-    viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT}, bars),
-  el("figcaption", null, caption));
+    viewBox: `0 0 ${size.width} ${HEIGHT}`, ...size}, bars),
+  el("figcaption", null, `Last ${runs.length} runs: median ${took(median)}, `
+    + `longest ${took(longest)}`));
 }
 
-// Nothing yet: the text that curl gets, drawn. What stands between backticks is code.
+// Nothing yet: the text that curl gets. What stands between backticks is code.
 async function drawEmpty() {
   const text = await (await fetch("?text", {cache: "no-store"})).text();
-  const hook = `\`${new URL("deploy", location)}\``;
-  const code = text => text.replace(/this address\s+with `\/deploy`/, () => hook)
-    .split("`").map((part, i) => i % 2 ? el("code", null, part) : part);
-  const [first, steps, ...rest] = text.trim().split("\n\n");
+  const words = text.trim().replace("this address with `/deploy`",
+    `\`${new URL("deploy", location)}\``).split("`");
   header.replaceChildren(el("b", null, "boop"));
-  main.replaceChildren(el("section", {class: "hero"}, el("div", null,
-    el("h1", null, "No deployments yet"), el("p", null, first.split(". ")[1]),
-    el("ol", {class: "steps"}, steps.split(/^ +\d+\. /m).slice(1)
-      .map(step => el("li", null, code(step)))),
-    rest.map(text => el("p", {class: "meta"}, code(text))))));
+  main.replaceChildren(el("section", {class: "hero"}, el("pre", {class: "steps"},
+    words.map((part, i) => i % 2 ? el("code", null, part) : part))));
   show(null, "boop: no deployments yet");
 }
 
 // A log: what stays in sight, then the facts, then the log itself
 const facts = el("section");
 const log = el("div", {id: "log", tabindex: "-1", "aria-busy": "true"});
-const end = el("button", {id: "end", type: "button"}, "↓ End");
-function frameLog() {
-  header.className = "bar";
-  header.before(el("a", {class: "skip", href: "#log"}, "Skip to the log"));
-  main.replaceChildren(facts, el("h2", {class: "sr"}, "Log"), log);
-  end.hidden = true;
-  main.after(end);
-}
+const end = el("button", {id: "end", type: "button", hidden: "hidden"}, "↓ End");
 function drawLog(ds) {  // newest first
   const at = here === "latest" ? 0 : ds.findIndex(d => String(d.number) === here);
   const d = ds[at], newer = ds[at - 1], older = ds[at + 1];
@@ -2559,7 +2494,7 @@ function drawLog(ds) {  // newest first
     el("b", null, label(d)), el("span", {class: "by"}, ran(d)),
     el("nav", {"aria-label": "Deployments"},
       beside(older, "prev", "← "), beside(newer, "next", "", " →"),
-      el("a", {href: `${d.number}?text`}, "plain text")));
+      el("a", {href: `${here}?text`}, "plain text")));
   const rest = (d.message ?? "").trim().split("\n").slice(1).join("\n").trim();
   const terms = Object.entries(termsOf(d)).filter(([, value]) => value);
   facts.replaceChildren(el("h1", null, what(d)), why(d) || "",
@@ -2578,23 +2513,20 @@ const termsOf = d => ({
   Ran: ran(d), Repository: shown(d.repo)});
 
 // The state, where the page's reader is not looking: tab, icon, screen reader
-const ICONS = {  // colour; a shape filled with it; white lines on that
-  none: ["7a828c", "M8 0a8 8 0 1 0 .1 0z", ""],
-  queued: ["7a828c", "M8 0a8 8 0 1 0 .1 0z", "M8 4v4l3 2"],
-  inprogress: ["2f81f7", "M8 0a8 8 0 1 0 .1 0z", "M6.5 5v6L11 8z"],
-  success: ["1f8b3b", "M8 0a8 8 0 1 0 .1 0z", "M4.5 8.3 7 10.8l4.5-5"],
-  fail: ["d1242f", "M5 0h6l5 5v6l-5 5H5l-5-5V5z", "m5 5 6 6m0-6-6 6"]};
 let said;
 function show(d, title) {
   document.title = title;
-  document.body.dataset.status = d?.status ?? "none";
-  const [color, shape, lines] = ICONS[status()];
-  $("link[rel=icon]").href = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'"
-    + ` viewBox='0 0 16 16'><path fill='%23${color}' d='${shape}'/><path fill='none' `
-    + `stroke='white' stroke-width='2' stroke-linecap='round' d='${lines}'/></svg>`;
+  status = document.body.dataset.status = d?.status ?? "none";
+  const color = getComputedStyle(main).getPropertyValue(`--${status}`) || "gray";
+  const shape = $(`symbol#${status}`)?.innerHTML ?? "<circle cx='8' cy='8' r='8'/>";
+  const image = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'><style>"
+    + `.ring { fill: none; stroke: ${color} } .cut { fill: none; stroke: white }`
+    + " * { stroke-width: 2 } .dim { opacity: .25 }</style>"
+    + `<g fill='${color}'>${shape}</g></svg>`;
+  $("link[rel=icon]").href = `data:image/svg+xml,${encodeURIComponent(image)}`;
   const reason = d?.reason ? `: ${shown(d.reason)}` : "";
-  const says = d && `Deployment ${d.number} ${LABELS[d.status]}${reason}`;
-  if (said !== undefined && said !== says) $("#said").textContent = says ?? "";
+  const says = d ? `Deployment ${label(d)}${reason}` : "";
+  if (said !== undefined && said !== says) $("#said").textContent = says;
   said = says;
 }
 
@@ -2614,218 +2546,119 @@ async function refresh() {
       ?.focus({preventScroll: true});
 }
 
-// Follow a stream until over() says so; boop's restarts are waited out.
-async function follow(url, take, over) {
+// Follow a stream, from its beginning, until over(); boop's restarts are waited out.
+async function follow(url, begin, take, over) {
   for (let pause = 500; ; pause = Math.min(pause * 2, 30000)) {
-    let reader;
     try {
       const answer = await fetch(url, {cache: "no-store"});
       if (!answer.ok) throw Error(answer.status);
-      reader = answer.body.getReader();
-      let at = 0;
-      for (let got; !(got = await reader.read()).done; at += got.value.length) {
-        pause = 500;
-        await take(got.value, at);
-      }
+      await begin();
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let got; !(got = await reader.read()).done; pause = 500)
+        await take(got.value);
       if (await over()) return;
     } catch (error) {
       console.info(`boop: ${error.message}; trying again`);
-      reader?.cancel().catch(() => {});
     }
     await sleep(pause);
   }
 }
 
-// ANSI: colours and weights become classes; every other escape is swallowed.
-const ESCAPE = new RegExp(String.raw`\x1b(?:\[([0-?]*)[ -/]*([@-~])`
+// ANSI: the eight colours and bold become classes; every other escape is swallowed.
+const ESCAPE = new RegExp(String.raw`\x1b(?:\[([\d;:]*)m|\[[0-?]*[ -/]*[@-~]`
   + String.raw`|\][^\x07\x1b]*(?:\x07|\x1b\\)|[PX^_][^\x1b]*\x1b\\|[ -/]*[0-~])`
   + String.raw`|[\x00-\x08\x0b-\x1f\x7f-\x9f]`, "g");
-const ON = {1: "b", 2: "d", 3: "i", 4: "u", 7: "v", 9: "s"};
-const OFF = {22: "bd", 23: "i", 24: "u", 27: "v", 29: "s"};
-let pen = {};
+const LONG = 2000, PIECES = 20;  // characters of a line, and of one how many colours
+let bold = "", color = "";  // of what comes next
 function sgr(codes) {
-  const p = codes.split(/[;:]/).map(Number);
-  pen = {...pen};
-  for (let i = 0; i < p.length; i++) {
-    const n = p[i], side = (n / 10 | 0) % 6 === 3 ? "f" : "g";
-    if (n === 0) pen = {};
-    else if (ON[n]) pen[ON[n]] = true;
-    else if (OFF[n]) for (const name of OFF[n]) delete pen[name];
-    else if (n === 38 || n === 48) {
-      const rgb = p[i + 1] === 2;
-      pen[side] = rgb ? `rgb(${p.slice(i + 2, i + 5)})` : xterm(p[i + 2]);
-      i += rgb ? 4 : 2;
-    } else if (n === 39 || n === 49) delete pen[side];
-    else if (n >= 30 && n < 48) pen[side] = xterm(n % 10);
-    else if (n >= 90 && n < 108) pen[side] = xterm(n % 10 + 8);
+  for (const code of codes.split(/[;:]/).map(Number)) {
+    if (code === 38 || code === 48) return;  // one of 256, or of 16 million
+    if (code === 0 || code === 22) bold = "";
+    if (code === 0 || code === 39) color = "";
+    if (code === 1) bold = "bold ";
+    if (code >= 30 && code < 38 || code >= 90 && code < 98) color = `c${code % 10}`;
   }
 }
-function xterm(n) {
-  if (n < 16) return `var(--c${n})`;
-  const grey = 8 + 10 * (n - 232), step = k => (k %= 6) && 55 + 40 * k;
-  return n > 231 ? `rgb(${grey},${grey},${grey})`
-    : `rgb(${[(n - 16) / 36 | 0, (n - 16) / 6 | 0, n - 16].map(step)})`;
-}
-function put(line, text) {
-  const names = Object.keys(pen);
-  if (!names.length) return line.append(text);
-  const span = document.createElement("span");
-  span.className = names.join(" ");
-  for (const side of "fg")
-    if (pen[side]) span.style.setProperty(`--${side}`, pen[side]);
-  span.textContent = text;
-  line.append(span);
-}
-function draw(line, raw) {
-  let at = 0, over = false, left = LONG;
-  const upto = index => {
-    if (index <= at) return;
-    if (over) {  // a progress line starts again
-      line.replaceChildren(line.firstChild);
-      [over, left] = [false, LONG];
-    }
-    const text = raw.slice(at, index);
-    if (left >= 0) put(line, text.length > left ? `${text.slice(0, left)}…` : text);
-    left -= text.length;
-  };
-  for (const m of raw.matchAll(ESCAPE)) {
-    upto(m.index);
-    at = m.index + m[0].length;
-    if (m[0] === "\r") over = true;
-    else if (m[2] === "m" && /^[\d;:]*$/.test(m[1])) sgr(m[1]);
-  }
-  upto(raw.length);
-}
-
-// Lines: 500 to a block, so that the browser lays out only what is seen, and at most
-// ten blocks, so that no log is too much for it. A block of many colours is shorter.
-const BLOCK = 500, BLOCKS = 10, ALL = BLOCK * BLOCKS, PIECES = 3000;
-const LONG = 2000, MANY = 2e6;  // characters of a line, and of what is drawn at once
-const ENTER = "\n";
-const shape = el("div", null, el("a", {tabindex: "-1"}));
-const earlier = el("p", {id: "earlier"});
-const blocks = [];
-let lines = 0, gone = 0, pieces = 0, open = null, openPen = pen;
-let waiting = [], rest = "", timer = 0;
-function begin() {
-  let block = blocks.at(-1);
-  if (!block || block.childElementCount === BLOCK || pieces > PIECES) {
-    if (block) block.className = "shut";
-    if (blocks.length === BLOCKS) blocks.shift().remove();
-    blocks.push(block = el("div"));
-    log.append(block);
-    pieces = 0;
-  }
-  const line = shape.cloneNode(true);
-  line.id = `L${++lines}`;
-  line.firstChild.href = `#${line.id}`;
-  line.firstChild.dataset.n = lines;
-  block.append(line);
+function lineOf(raw, number) {
+  const line = el("div", {id: `L${number}`},
+    el("a", {href: `#L${number}`, "data-n": `${number}`, tabindex: "-1"}));
+  let left = LONG, pieces = PIECES;
+  raw.replace(/\r+$/, "").split(ESCAPE).forEach((part, i) => {
+    if (i % 2 && part !== undefined) sgr(part);
+    if (i % 2 || !part || left <= 0) return;
+    const text = part.length > left ? `${part.slice(0, left)}…` : part;
+    const style = pieces-- > 0 && `${bold}${color}`;
+    line.append(style ? el("span", {class: style}, text) : text);
+    left -= part.length;
+  });
   return line;
 }
-function add(raw, done) {
-  pen = open ? openPen : pen;
-  openPen = pen;
-  open ??= begin();
-  open.replaceChildren(open.firstChild);
-  draw(open, raw);
-  if (!done) return;
-  pieces += open.childNodes.length;
-  open = null;
+
+// Lines: the last ones of a log, so that none is too much for the browser.
+const LINES = 5000, MANY = 1e6;  // and as many characters
+const earlier = el("p", {id: "earlier"});
+let waiting, rest, count, size, partial, timer;
+function begin() {
+  clearTimeout(timer);
+  log.replaceChildren();
+  [waiting, rest, count, size, partial, timer] = [[], "", 0, 0, null, 0];
+  bold = color = "";
 }
-const cut = raw => raw.length <= 5 * LONG ? raw  // what was drawn over, and the excess
-  : raw.slice(raw.lastIndexOf("\r", raw.length - 2) + 1).slice(0, 5 * LONG);
+const cut = raw =>  // less what was drawn over, and what is too long to be shown
+  raw.slice(raw.lastIndexOf("\r", raw.length - 2) + 1).slice(0, 5 * LONG);
 function feed(text) {
-  const whole = (rest + text).split(ENTER);
+  const whole = (rest + text).split("\n");
   rest = cut(whole.pop());
   waiting = waiting.concat(whole);
+  count += waiting.splice(0, waiting.length - LINES).length;
   timer ||= setTimeout(drawWaiting, 30);
 }
-function drawWaiting() {
-  clearTimeout(timer);
-  timer = 0;
-  let skipped = waiting.length;
-  for (let room = MANY; skipped && room > 0 && waiting.length - skipped < ALL;)
-    room -= waiting[--skipped].length;
-  if (skipped) {  // they would be gone at once
-    lines += open ? skipped - 1 : skipped;
-    [open, pen] = [null, {}];
-    for (const block of blocks.splice(0)) block.remove();
-    waiting = waiting.slice(skipped);
-  }
-  for (const raw of waiting) add(cut(raw), true);
-  waiting = [];
-  if (rest) add(rest, false);
-  gone = (blocks[0]?.querySelector("a").dataset.n ?? 1) - 1;
-  if (gone) {
-    earlier.replaceChildren(`… ${gone.toLocaleString("en")} earlier lines: `,
-      el("a", {href: `${here}?text`}, "as text"));
-    log.prepend(earlier);
-  }
-  if (aim && document.getElementById(aim)) mark();
-}
-
-// #L12; of a line that is no longer drawn, the link to where it is
-let aim = "";
-function mark() {
-  $("#log .on")?.classList.remove("on");
-  const number = Number(location.hash.replace(/^#L/, "")) || 0;
-  const line = number > gone ? document.getElementById(`L${number}`)
-    : number && gone && earlier;
-  if (!line) return;
-  aim = "";
-  stuck = false;
-  line.classList.add("on");
-  line.scrollIntoView({block: "center"});
-}
-
-// At the bottom the page stays there; scrolled up it is left alone.
-let stuck = false, last = 0;
 const bottom = () => document.documentElement.scrollHeight - innerHeight;
-const toEnd = () => scrollTo(0, bottom());
-function scrolled() {
-  if (scrollY >= bottom() - 30) stuck = true;
-  else if (scrollY < last) stuck = false;
-  last = scrollY;
+const offer = () => { end.hidden = bottom() - scrollY < innerHeight / 2; };
+function drawWaiting() {
+  const stuck = live() && bottom() - scrollY < 30;  // scrolled up it is left alone
+  timer = 0;
+  partial?.remove();
+  for (const raw of waiting.splice(0)) {
+    const line = lineOf(cut(raw), ++count);
+    log.append(line);
+    size += line.textContent.length;
+  }
+  const pen = [bold, color];
+  partial = rest ? lineOf(rest, count + 1) : null;
+  [bold, color] = pen;
+  log.append(...partial ? [partial] : []);
+  while (log.childElementCount > LINES || size > MANY && log.firstChild !== partial) {
+    size -= log.firstChild.textContent.length;
+    log.firstChild.remove();
+  }
+  const gone = (log.firstChild?.firstChild.dataset.n ?? 1) - 1;
+  if (gone) earlier.replaceChildren(`… ${gone.toLocaleString("en")} earlier lines: `,
+    el("a", {href: `${here}?text`}, "as text"));
+  if (stuck) scrollTo(0, bottom());
+  if (aim && document.getElementById(aim)) {
+    location.replace(`#${aim}`);  // now that it is there, the browser finds it
+    aim = "";
+  }
   offer();
 }
-function grown() {
-  if (stuck) toEnd();
-  offer();
-}
-function offer() { end.hidden = stuck || bottom() - scrollY < innerHeight / 2; }
+let aim = location.hash.slice(1);
 
 function startLog() {
-  const utf8 = new TextDecoder();
-  let seen = 0;  // bytes; a second connection starts from the log's beginning again
-  frameLog();
-  stuck = live() && !location.hash;
-  aim = location.hash.slice(1);
-  addEventListener("scroll", scrolled, {passive: true});
-  addEventListener("hashchange", mark);
-  new ResizeObserver(grown).observe(log);
-  end.onclick = () => { stuck = true; toEnd(); };
-  log.onclick = event => {
-    const link = event.target.closest("a[data-n]");
-    if (!link) return;
-    event.preventDefault();  // marking a line is no reason to move it
-    history.replaceState(null, "", link.hash);
-    const y = scrollY;
-    mark();
-    scrollTo(0, y);
-  };
-  follow(`${here}?follow`, (bytes, at) => {
-    const fresh = bytes.subarray(Math.min(bytes.length, Math.max(0, seen - at)));
-    seen += fresh.length;
-    if (status() === "queued") refresh().catch(() => {});
-    feed(utf8.decode(fresh, {stream: true}));
+  header.className = "bar";
+  header.before(el("a", {class: "skip", href: "#log"}, "Skip to the log"));
+  main.replaceChildren(facts, el("h2", {class: "sr"}, "Log"), earlier, log);
+  main.after(end);
+  end.onclick = () => scrollTo(0, bottom());
+  addEventListener("scroll", offer, {passive: true});
+  follow(`${here}?follow`, begin, text => {
+    if (status === "queued") refresh().catch(() => {});
+    feed(text);
   }, async () => {
     drawWaiting();
     if (live()) await refresh();
-    if (live()) return false;
-    log.removeAttribute("aria-busy");
-    if (aim || !$("#log .on")) mark();
-    return true;
+    if (!live()) log.removeAttribute("aria-busy");
+    return !live();
   });
 }
 
@@ -2835,7 +2668,7 @@ async function start() {
     await sleep(2000);
   }
   if (here) startLog();
-  else follow("?follow", refresh, () => false);
+  else follow("?follow", refresh, refresh, () => false);
 }
 setInterval(() => document.hidden
   || document.querySelectorAll("time").forEach(tick), 1000);
@@ -2852,9 +2685,12 @@ start();
 
 TEXT, HTML = "text/plain", "text/html"
 HEAD_END = re.compile(rb"\r?\n\r?\n")
-# RFC 9112, 5: no line without a colon or that goes on with the one before, no bare CR
-HEAD = re.compile(rb"[^\r\n\0]+\r?\n(?:[!#$%&'*+.^_`|~\w-]+:[^\r\n\0]*\r?\n)*\r?\n")
-
+# RFC 9112, 3 and 5: no line without a colon or that goes on with the one before, no NUL
+# and no bare CR.
+HEAD = re.compile(
+    rb"[^\r\n\0 ]+ [^\r\n\0 ]+ HTTP/[0-9]\.[0-9]\r?\n"
+    rb"(?:[!#$%&'*+.^_`|~\w-]+:[^\r\n\0]*\r?\n)*\r?\n"
+)
 SECURITY_HEADERS = (
     b"X-Content-Type-Options: nosniff\r\n"
     b"Referrer-Policy: no-referrer\r\n"
@@ -2865,32 +2701,64 @@ SECURITY_HEADERS = (
 )
 
 
-class Page(typing.NamedTuple):
-    """A body that is ready to send."""
+class Door:
+    """Takes connections and gives each a thread. Holds what the handlers share.
 
-    body: bytes
-    kind: str
-    etag: str = ""
-    cache: str = "no-cache"  # Cache-Control: ask each time, by the ETag
-
-
-class Site:
-    """What the handlers share: all of it made by main, none of it theirs to change."""
+    accept and drain are called by main; the rest happens in the threads. `full` tells
+    main when to take no more for the time being: the kernel keeps those who wait.
+    """
 
     def __init__(
         self,
+        listener: socket.socket,
         settings: Settings,
         deployments: Deployments,
         origin: Origin,
+        runner: Runner,
         wake: typing.Callable[[], None],
-        cancel: typing.Callable[[int], Deployment | None],
-        health: typing.Callable[[], str],
     ) -> None:
-        self.settings, self.deployments, self.origin = settings, deployments, origin
-        self.wake, self.cancel, self.health = wake, cancel, health
+        """wake: rouses main when a connection has closed while the house was full."""
+        listener.setblocking(False)
+        self.listener, self.settings, self.deployments = listener, settings, deployments
+        self.origin, self.runner, self._wake = origin, runner, wake
         self.large_bodies = threading.Semaphore(MAX_LARGE_BODIES)
         self.followers = threading.Semaphore(MAX_FOLLOWERS)
+        self._closed = threading.Condition()  # told when a connection closes; for:
+        self._open = 0
         self._wrong, self._said = 0, 0.0
+
+    @property
+    def full(self) -> bool:
+        """Are there MAX_CONNECTIONS?"""
+        return self._open >= MAX_CONNECTIONS
+
+    def accept(self) -> None:
+        """Takes all that wait, as far as there is room."""
+        while not self.full:
+            try:
+                connection, address = self.listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                continue  # it was gone before it was taken
+            except OSError as error:  # no descriptors, no memory
+                say(f"cannot accept: {error.strerror}", WARNING)
+                time.sleep(0.1)
+                return
+            with self._closed:
+                self._open += 1
+            args = connection, address
+            try:
+                threading.Thread(target=self._serve, args=args, daemon=True).start()
+            except RuntimeError as error:  # there are no more threads
+                say(f"cannot serve: {error}", WARNING)
+                self._close(connection)
+
+    def drain(self) -> None:
+        """Gives those who are being answered, and those who have not yet spoken, a
+        moment; the others go with boop."""
+        with self._closed:
+            self._closed.wait_for(lambda: not self._open, DRAIN_S)
 
     def wrong_password(self, address: str) -> None:
         """Says it, at most once a second, and how many there have been. No lock: a
@@ -2899,6 +2767,23 @@ class Site:
         if now - self._said >= 1:
             self._said = now
             say(f"wrong password from {address} ({self._wrong} so far)", NOTICE)
+
+    def _serve(self, connection: socket.socket, address: typing.Any) -> None:
+        try:
+            Handler(connection, address, self)
+        except OSError:
+            pass  # the client is gone
+        except Exception as error:  # noqa: BLE001  the thread's edge
+            say(f"a request failed: {type(error).__name__}: {error}", ERROR)
+        self._close(connection)
+
+    def _close(self, connection: socket.socket) -> None:
+        connection.close()
+        with self._closed:
+            was_full, self._open = self.full, self._open - 1
+            self._closed.notify_all()
+        if was_full:
+            self._wake()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -2926,9 +2811,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     )
 
     def __init__(
-        self, connection: socket.socket, address: typing.Any, site: Site
+        self, connection: socket.socket, address: typing.Any, door: Door
     ) -> None:
-        self.site = site
+        self.door, self.deployments = door, door.deployments
         super().__init__(connection, address, None)  # type: ignore[arg-type]
 
     def handle(self) -> None:
@@ -2939,10 +2824,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.send_error(431, "the request's head is too long")
                 return
             head = (head + self._receive(PIPE_BYTES, deadline)).lstrip(b"\r\n")
-        self._unread = head[end.end() :]
-        self.rfile.close()
-        self.rfile = io.BytesIO(head[: end.end()])
-        self.handle_one_request()
+        head, self._unread = head[: end.end()], head[end.end() :]
+        if HEAD.fullmatch(head):
+            self.rfile.close()
+            self.rfile = io.BytesIO(head)
+            self.handle_one_request()
+        else:
+            self.send_error(400, "the request's head is not HTTP/1.1: RFC 9112")
 
     def _receive(self, size: int, deadline: float) -> bytes:
         """What has come, at most size bytes. Raises TimeoutError after the deadline,
@@ -2964,19 +2852,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         raise AttributeError(name)
 
     def _answer(self) -> None:
-        """Finds the route; refusals become answers here, and only here."""
-        if self.request_version == "HTTP/0.9":  # no version was sent
-            self.request_version = "HTTP/1.0"
+        """Refusals become answers here, and only here."""
         try:
-            self._path, _, query = self.path.partition("?")
-            if "://" in self._path:  # http://host/log/7: absolute-form, RFC 9112, 3.2.2
-                self._path = "/" + "".join(self._path.split("/", 3)[3:])
-            self.query = {name.partition("=")[0] for name in query.split("&")}
-            if not HEAD.fullmatch(typing.cast("io.BytesIO", self.rfile).getvalue()):
-                raise Refusal(400, "a line in the request's head is no header")
-            hosts = len(self.headers.get_all("Host", []))
-            if hosts > 1 or (not hosts and self.request_version >= "HTTP/1.1"):
-                raise Refusal(400, f"{hosts} Host headers, not one: RFC 9112, 3.2")
             self._route()
             return
         except Refusal as refusal:
@@ -2986,6 +2863,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._refuse(status, why, word)  # out here, where nothing holds the body
 
     def _route(self) -> None:
+        self._path, _, query = self.path.partition("?")
+        if "://" in self._path:  # http://host/log/7: absolute-form, RFC 9112, 3.2.2
+            self._path = "/" + "".join(self._path.split("/", 3)[3:])
+        self.query = {name.partition("=")[0] for name in query.split("&")}
+        hosts = len(self.headers.get_all("Host", []))
+        if hosts > 1 or (not hosts and self.request_version >= "HTTP/1.1"):
+            raise Refusal(400, f"{hosts} Host headers, not one: RFC 9112, 3.2")
         method = "GET" if self.command == "HEAD" else self.command
         allowed = []
         for wanted, pattern, name, guarded in self.ROUTES:
@@ -3001,12 +2885,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._allow = "GET, HEAD" if "GET" in allowed else allowed[0]
         raise Refusal(405, f"{one_line(self.command, 20)} is not for this address")
 
+    def _check_password(self) -> None:
+        password = os.fsencode(self.door.settings.password)
+        if not password:
+            return
+        kind, _, value = self.headers.get("Authorization", "").partition(" ")
+        try:
+            login = base64.b64decode(value, validate=True)
+        except ValueError:
+            login = b""
+        sent = login.partition(b":")[2] if kind.lower() == "basic" else b""
+        if not hmac.compare_digest(sent, password):
+            if value:  # a browser asks without one first
+                self.door.wrong_password(self.client_address[0])
+            raise Refusal(401, "boop wants the password (BOOP_PASSWORD), any user name")
+
     def _form(self) -> str:
         """The form that the client asks for; curl gets text."""
         accept = self.headers.get("Accept", "").lower()
         if "text" in self.query:
             return TEXT
         return next((form for form in (JSON, HTML) if form in accept), TEXT)
+
+    # How answers are sent.
 
     def _refuse(self, status: int, why: str, word: str = "error") -> None:
         """An answer other than a page's or a 202: to the client, and on stderr."""
@@ -3015,17 +2916,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             who = one_line(self.headers.get("X-GitHub-Delivery", ""), 40)
             who = f" (delivery {who})" if who else ""
             say(f"{status} to {self.client_address[0]}{who}: {why}", NOTICE)
-        if hook or JSON in self.headers.get("Accept", ""):
-            page = Page(json.dumps({word: why}).encode() + b"\n", JSON)
-        else:
-            page = Page(f"{why}\n".encode("utf-8", "replace"), TEXT)
         login = "Signature" if hook else 'Basic realm="boop", charset="UTF-8"'
-        headers = {
-            401: ("WWW-Authenticate", login),
-            405: ("Allow", self._allow),
-            503: ("Retry-After", "30"),
-        }
-        self._send(status, page, *([headers[status]] if status in headers else []))
+        more = {
+            401: [("WWW-Authenticate", login)],
+            405: [("Allow", self._allow)],
+            503: [("Retry-After", "30")],
+        }.get(status, [])
+        if hook or JSON in self.headers.get("Accept", ""):
+            self._send_json({word: why}, status, *more)
+        else:
+            self._send(f"{why}\n", TEXT, status, *more)
         self._linger()
 
     def _linger(self) -> None:
@@ -3040,80 +2940,68 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except OSError:
             pass  # it has seen it, or the moment is over
 
-    def _send(self, status: int, page: Page, *headers: tuple[str, str]) -> None:
-        self._head(status, page, len(page.body), *headers)
-        if self.command != "HEAD" and status != 304:
-            self.wfile.write(page.body)
-
-    def _head(
-        self, status: int, page: Page, length: int | None, *headers: tuple[str, str]
+    def _send_json(
+        self, value: typing.Any, status: int = 200, *more: tuple[str, str]
     ) -> None:
+        self._send(json.dumps(value) + "\n", JSON, status, *more)
+
+    def _send(
+        self, text: str, kind: str, status: int = 200, *more: tuple[str, str]
+    ) -> None:
+        body = text.encode("utf-8", "replace")
+        self._send_head(status, kind, ("Content-Length", str(len(body))), *more)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _send_head(self, status: int, kind: str, *more: tuple[str, str]) -> None:
         self.connection.settimeout(SEND_TIMEOUT_S)
         self.send_response(status)
-        charset = "" if page.kind == JSON else "; charset=utf-8"
-        self.send_header("Content-Type", page.kind + charset)
-        self.send_header("Vary", "Accept")
-        self.send_header("Cache-Control", page.cache)
-        self.send_header("Connection", "close")
-        if page.etag:
-            self.send_header("ETag", page.etag)
-        if length is not None and status != 304:
-            self.send_header("Content-Length", str(length))
-        for name, value in headers:
+        charset = "" if kind == JSON else "; charset=utf-8"
+        fixed = {
+            "Content-Type": kind + charset,
+            "Vary": "Accept",
+            "Connection": "close",
+            "Cache-Control": "no-cache",
+        }
+        for name, value in (fixed | dict(more)).items():
             self.send_header(name, value)
         self._headers_buffer.append(SECURITY_HEADERS)
         self.end_headers()
-
-    def _page(self, page: Page) -> None:
-        """200, or 304 to one who has it: RFC 9110, 13.1.2."""
-        self._send(304 if self._has(page) else 200, page)
-
-    def _has(self, page: Page) -> bool:
-        tags = re.findall(r'"[^"]*"|\*', self.headers.get("If-None-Match", ""))
-        return bool(page.etag) and (page.etag in tags or "*" in tags)
-
-    def _check_password(self) -> None:
-        password = self.site.settings.password
-        if not password:
-            return
-        kind, _, value = self.headers.get("Authorization", "").partition(" ")
-        try:
-            login = base64.b64decode(value, validate=True)
-        except ValueError:
-            login = b""
-        sent = login.partition(b":")[2] if kind.lower() == "basic" else b""
-        if not hmac.compare_digest(sent, password.encode("utf-8", "surrogateescape")):
-            if value:  # a browser asks without one first
-                self.site.wrong_password(self.client_address[0])
-            raise Refusal(401, "boop wants the password (BOOP_PASSWORD), any user name")
 
     # What answers the routes.
 
     def _deploy(self) -> None:
         """POST /deploy: the signature before anything else is done with the body."""
-        settings = self.site.settings
-        if not settings.secret:
+        if not self.door.settings.secret:
             raise Refusal(503, "no secret is set: boop can't know a push (BOOP_SECRET)")
         signature(self.headers)
         try:
             push = self._push(self._length())
         except Skipped as skipped:
-            self.site.deployments.skip(skipped.push)
+            self.deployments.skip(skipped.push)
             raise
         if isinstance(push, Cancel):
             self._cancel(push.number)
             return
         try:
-            deployment = self.site.deployments.add(push)
+            number = self.deployments.add(push).number
         except OSError as error:
             raise Refusal(503, f"cannot record the push: {error.strerror}") from None
-        number = deployment.number
         answer = {"deployment": number, "status": "queued", "log": f"log/{number}"}
         try:
-            self._send(202, Page(json.dumps(answer).encode() + b"\n", JSON))
+            self._send_json(answer, 202)
             self.wfile.flush()  # first: starting a script holds all threads up a little
         finally:
-            self.site.wake()
+            self.door.runner.wake()
+
+    def _cancel(self, number: int) -> None:
+        """{"cancel": 7}: 200, 409 when it has ended, 404 when there is none."""
+        was = self.door.runner.cancel(number)
+        if not was:
+            raise Refusal(404, f"there is no deployment {number}")
+        if was.finished:
+            raise Refusal(409, f"deployment {number} has ended")
+        self._send_json({"cancelled": number})
 
     def _length(self) -> int:
         """The body's length, before a byte of it is read: RFC 9112, 6.3."""
@@ -3122,36 +3010,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise Refusal(411, "no Content-Length (chunked bodies are not taken)")
         if len(lengths) > 1 or not re.fullmatch("[0-9]+", lengths[0]):
             raise Refusal(400, "Content-Length is not one whole number")
-        most = MAX_FORM_BYTES if media_type(self.headers) == FORM else MAX_BODY_BYTES
+        form = media_type(self.headers) == FORM
+        most = MAX_FORM_BYTES if form else MAX_BODY_BYTES
         digits = lengths[0].lstrip("0") or "0"
         if len(digits) > 18 or int(digits) > most:
-            what = "let the hook send application/json" if most < MAX_BODY_BYTES else ""
-            raise Refusal(413, f"the body is over {most} bytes{what and f': {what}'}")
+            instead = ": let the hook send application/json" if form else ""
+            raise Refusal(413, f"the body is over {most} bytes{instead}")
         return int(digits)
-
-    def _cancel(self, number: int) -> None:
-        """{"cancel": 7}: 200, 409 when it has ended, 404 when there is none."""
-        was = self.site.cancel(number)
-        if not was:
-            raise Refusal(404, f"there is no deployment {number}")
-        if was.finished:
-            raise Refusal(409, f"deployment {number} has ended")
-        self._page(Page(json.dumps({"cancelled": number}).encode() + b"\n", JSON))
 
     def _push(self, length: int) -> Push | Cancel:
         """Takes the body in, verifies it, and says what it asks for; a large one when
         fewer than MAX_LARGE_BODIES are there: nobody has signed them yet."""
-        deadline = time.monotonic() + BODY_DEADLINE_S
+        deadline, settings = time.monotonic() + BODY_DEADLINE_S, self.door.settings
         large = length > LARGE_BYTES
-        if large and not self.site.large_bodies.acquire(timeout=BODY_DEADLINE_S):
+        if large and not self.door.large_bodies.acquire(timeout=BODY_DEADLINE_S):
             raise Refusal(503, "boop has all the large bodies it takes at once")
         try:
             body = self._body(length, deadline)
-            verify(self.site.settings.secret, self.headers, body)
-            return parse(self.headers, body, self.site.settings, self.site.origin.head)
+            verify(settings.secret, self.headers, body)
+            return parse(self.headers, body, settings, self.door.origin.head)
         finally:
             if large:
-                self.site.large_bodies.release()
+                self.door.large_bodies.release()
 
     def _body(self, length: int, deadline: float) -> memoryview:
         """The body, in pages of its own: malloc(3) would keep them for a next one."""
@@ -3183,56 +3063,53 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _list(self) -> None:
         """GET /: the deployments, newest first."""
-        deployments = self.site.deployments
-        newest, now, form = deployments.newest_first(), time.time(), self._form()
+        newest, form = self.deployments.newest_first(), self._form()
         if "follow" in self.query:
-            self._follow(self._changes(deployments.changes))
-            return
-        if form == JSON:
-            body = json.dumps({"deployments": [as_json(d) for d in newest]}) + "\n"
+            self._follow(self._changes(self.deployments.changes))
+        elif form == JSON:
+            self._send_json({"deployments": [as_json(d) for d in newest]})
         elif form == HTML:
-            body = page("./")
+            self._send(page("./"), HTML)
         elif newest:
-            body = list_text(newest, now)
+            self._send(list_text(newest, time.time()), TEXT)
         else:
-            s = self.site.settings
-            body = empty_text(bool(s.secret), s.repo, self.site.origin.why)
-        self._page(Page(body.encode("utf-8", "replace"), form))
+            settings, why = self.door.settings, self.door.origin.why
+            text = empty_text(bool(settings.secret), settings.repo, why)
+            self._send(text, TEXT)
 
     def _log(self, which: str) -> None:
         """GET /log/N: the log, the page around it, or the record."""
-        newest = self.site.deployments.newest_first()
-        if which == "latest":
-            deployment = newest[0] if newest else None
-        else:
-            deployment = self.site.deployments.get(int(which))
+        newest = self.deployments.newest_first()
+        number = newest[0].number if newest else 0
+        number = number if which == "latest" else int(which)
+        deployment, form = self.deployments.get(number), self._form()
         if not deployment:
             raise Refusal(404, f"there is no deployment {which}")
-        form = self._form()
         if "follow" in self.query:
-            self._follow(self._growth(deployment.number))
+            self._follow(self._growth(number))
         elif form == JSON:
-            self._page(Page(json.dumps(as_json(deployment)).encode() + b"\n", JSON))
+            self._send_json(as_json(deployment))
         elif form == HTML:
-            self._page(Page(page("../").encode(), HTML))
+            self._send(page("../"), HTML)
         else:
             self._log_text(deployment)
 
     def _log_text(self, d: Deployment) -> None:
-        """The log so far, as it is: sendfile(2) from the page cache to the socket."""
+        """The log so far, as it is: sendfile(2) from the page cache to the socket. A
+        finished one has an ETag: RFC 9110, 13.1.2."""
         try:
-            log = open(self.site.deployments.log_path(d.number), "rb", 0)
+            log = open(self.deployments.log_path(d.number), "rb", 0)
         except FileNotFoundError:
-            waiting = f"boop: deployment {d.number} is {d.status}\n"
-            self._page(Page(waiting.encode(), TEXT))
+            self._send(f"boop: deployment {d.number} is {d.status}\n", TEXT)
             return
         with log:
             size = os.fstat(log.fileno()).st_size
-            page = Page(b"", TEXT, f'"{d.number}-{d.finished_at}-{size}"' * d.finished)
-            if self._has(page):
-                self._head(304, page, None)
+            tag = f'"{d.number}-{d.finished_at}-{size}"'
+            more = [("ETag", tag)] if d.finished else []
+            if d.finished and tag in self.headers.get("If-None-Match", ""):
+                self._send_head(304, TEXT, *more)
                 return
-            self._head(200, page, size)
+            self._send_head(200, TEXT, ("Content-Length", str(size)), *more)
             if self.command != "HEAD" and size:
                 self.wfile.flush()
                 self.connection.sendfile(log, 0, size)
@@ -3240,11 +3117,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _follow(self, feed: typing.Iterable[None]) -> None:
         """An answer without a length, which ends when the connection does: lets `feed`
         send what is new whenever there may be news, until it or the client ends."""
-        if not self.site.followers.acquire(blocking=False):
+        if not self.door.followers.acquire(blocking=False):
             raise Refusal(503, "boop has all the followers it serves")
         try:
-            page = Page(b"", TEXT, cache="no-store")
-            self._head(200, page, None, ("X-Accel-Buffering", "no"))  # for an nginx
+            unbuffered = "X-Accel-Buffering", "no"  # for an nginx
+            self._send_head(200, TEXT, ("Cache-Control", "no-store"), unbuffered)
             self.wfile.flush()
             self.connection.settimeout(None)  # for os.sendfile; the kernel's instead:
             patience = struct.pack("ll", SEND_TIMEOUT_S, 0)
@@ -3253,9 +3130,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             for _ in feed if self.command != "HEAD" else ():
                 if seen < 0 or self._left():
                     break
-                seen = self.site.deployments.wait(seen, LOOK_S)
+                seen = self.deployments.wait(seen, LOOK_S)
         finally:
-            self.site.followers.release()
+            self.door.followers.release()
 
     def _left(self) -> bool:
         """Has the client left? What else it may say is of no interest."""
@@ -3268,10 +3145,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Sends what the log has grown by, until its deployment has ended."""
         at = 0
         while True:
-            deployment = self.site.deployments.get(number)
+            deployment = self.deployments.get(number)
             over = deployment is None or deployment.finished  # before the last look
             try:
-                with open(self.site.deployments.log_path(number), "rb", 0) as log:
+                with open(self.deployments.log_path(number), "rb", 0) as log:
                     out, source = self.connection.fileno(), log.fileno()
                     while sent := os.sendfile(out, source, at, 1 << 20):
                         at += sent
@@ -3283,37 +3160,39 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _changes(self, count: int) -> typing.Iterator[None]:
         """Sends a line for each change of a deployment since the count-th."""
-        self.connection.sendall(b"boop: whatever changes\n")
         while True:
-            count, changed = self.site.deployments.since(count)
-            self.connection.sendall("".join(map(_news_line, changed)).encode())
+            count, changed = self.deployments.since(count)
+            for d in changed:
+                why = f": {d.reason}" if d.reason else ""
+                line = f"{d.number} {d.status} {d.branch} {(d.commit or '')[:8]}{why}"
+                self.connection.sendall(one_line(line).encode() + b"\n")
             yield
 
     def _healthz(self) -> None:
         """GET /healthz: 200, or 503 and why."""
-        why = self.site.health()
-        if why:
+        if why := self.deployments.trouble():
             raise Refusal(503, why)
-        self._page(Page(b"ok\n", TEXT))
+        self._send("ok\n", TEXT)
 
     def _badge(self) -> None:
         """GET /badge.svg: how the last finished deployment ended."""
-        newest = self.site.deployments.newest_first()
-        svg = badge_svg(next((d for d in newest if d.finished), None))
-        self._page(Page(svg.encode(), "image/svg+xml", cache="no-store"))
+        newest = self.deployments.newest_first()
+        last = next((d for d in newest if d.finished), None)
+        self._send(badge_svg(last), "image/svg+xml")
 
     def _metrics(self) -> None:
-        """GET /metrics: for Prometheus, in its text format 0.0.4."""
-        ds, python = self.site.deployments, sys.version.partition(" ")[0]
-        text = metrics(ds.newest_first(), ds.totals, ds.seconds, VERSION, python)
-        self._page(Page(text.encode(), f"{TEXT}; version=0.0.4", cache="no-store"))
+        """GET /metrics: for Prometheus."""
+        ds = self.deployments
+        text = metrics(ds.newest_first(), ds.totals, ds.seconds)
+        self._send(text, f"{TEXT}; version=0.0.4")
 
     def _asset(self, kind: str) -> None:
         """GET /boop.css, /boop.js: never changed, as their address has the version."""
-        css = kind == "css"
-        text, media = (BOOP_CSS, "css") if css else (BOOP_JS, "javascript")
-        cache = "max-age=31536000, immutable"
-        self._page(Page(text.encode(), f"text/{media}", cache=cache))
+        forever = "Cache-Control", "max-age=31536000, immutable"
+        if kind == "css":
+            self._send(BOOP_CSS, "text/css", 200, forever)
+        else:
+            self._send(BOOP_JS, "text/javascript", 200, forever)
 
     # http.server's own words, in our ways.
 
@@ -3330,87 +3209,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: typing.Any) -> None:
         """No access log: what matters is said where it happens."""
-
-
-def _news_line(d: Deployment) -> str:
-    why = f": {d.reason}" if d.reason else ""
-    line = f"{d.number} {d.status} {d.branch} {(d.commit or '')[:8]}{why}"
-    return one_line(line) + "\n"
-
-
-TOO_MANY = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 51\r\nRetry-After: 5\r\n"
-    b"Content-Type: application/json\r\nConnection: close\r\n\r\n"
-    b'{"error": "boop has all the connections it serves"}'
-)
-
-
-class Door:
-    """Takes connections and gives each a thread.
-
-    accept is called by main; the rest happens in the threads.
-    """
-
-    def __init__(self, listener: socket.socket, site: Site) -> None:
-        listener.setblocking(False)
-        self.listener, self._site = listener, site
-        self._lock = threading.Condition()  # for the next; told when one closes
-        self._open = 0
-
-    def accept(self) -> None:
-        """Takes all that wait. Beyond MAX_CONNECTIONS, turns them away."""
-        while True:
-            try:
-                connection, address = self.listener.accept()
-            except BlockingIOError:
-                return
-            except ConnectionError:
-                continue  # it was gone before it was taken
-            except OSError as error:  # no descriptors, no memory
-                say(f"cannot accept: {error.strerror}", WARNING)
-                time.sleep(0.1)
-                return
-            with self._lock:
-                self._open += 1
-            try:
-                if self._open > MAX_CONNECTIONS:
-                    raise RuntimeError
-                threading.Thread(
-                    target=self._serve, args=(connection, address), daemon=True
-                ).start()
-            except RuntimeError:  # or there are no more threads
-                self._turn_away(connection)
-
-    def _turn_away(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        try:
-            connection.send(TOO_MANY)
-            connection.shutdown(socket.SHUT_WR)
-            connection.recv(PIPE_BYTES)  # unread bytes would turn the close to a reset
-        except OSError:
-            pass
-        self._close(connection)
-
-    def drain(self) -> None:
-        """Gives those who are being answered, and those who have not yet spoken, a
-        moment; the others go with boop."""
-        with self._lock:
-            self._lock.wait_for(lambda: not self._open, DRAIN_S)
-
-    def _close(self, connection: socket.socket) -> None:
-        connection.close()
-        with self._lock:
-            self._open -= 1
-            self._lock.notify_all()
-
-    def _serve(self, connection: socket.socket, address: typing.Any) -> None:
-        try:
-            Handler(connection, address, self._site)
-        except OSError:
-            pass  # the client is gone
-        except Exception as error:  # noqa: BLE001  the thread's edge
-            say(f"a request failed: {type(error).__name__}: {error}", ERROR)
-        self._close(connection)
 
 
 # --- 9. main --------------------------------------------------------------------------
@@ -3476,25 +3274,16 @@ class Boop:
         except OSError as error:
             why = f"state folder {settings.state}: {error.strerror}"
             raise OSError(None, why) from None
+        parts = settings, environ, self._deployments
         self._origin = Origin(settings, environ)
-        self._reporter = Reporter(settings, environ, self._deployments)
-        self._runner = Runner(
-            settings, environ, self._deployments, self._origin, self._report
-        )
-        site = Site(
-            settings,
-            self._deployments,
-            self._origin,
-            self._runner.wake,
-            self._cancel,
-            self._health,
-        )
-        self._door = Door(listen(settings, environ), site)
+        self._reporter = Reporter(*parts)
+        self._runner = Runner(*parts, self._origin, self._report)
+        shared = settings, self._deployments, self._origin, self._runner
+        self._door = Door(listen(settings, environ), *shared, self._wake)
 
     def serve(self) -> int:
         """The daemon's life: until a signal ends it. The exit status."""
-        poll, listener = select.poll(), self._door.listener.fileno()
-        poll.register(listener, select.POLLIN)
+        poll, listener = select.poll(), self._door.listener
         poll.register(self._events, select.POLLIN)
         threading.Thread(target=self._run, daemon=True).start()
         self._welcome()
@@ -3502,35 +3291,38 @@ class Boop:
             args = self._deployments, self._runner.wake
             threading.Thread(target=self._origin.run, args=args, daemon=True).start()
         every, alive = watchdog_s(self._environ), time.monotonic()
-        while True:
-            ready = [fd for fd, _ in poll.poll(every * 1000 or None)]
-            if listener in ready:
-                self._door.accept()
-            if self._events in ready and self._signalled():
-                return self._end()
+        while not self._signalled():
             if self._runner.done.is_set():
                 say("the runner is gone, and so boop ends", ERROR)
                 return 1
-            if every and time.monotonic() - alive >= every and self._runner.awake():
+            if every and time.monotonic() - alive >= every:
                 sd_notify(self._environ, WATCHDOG=1)
                 alive = time.monotonic()
+            poll.register(listener, 0 if self._door.full else select.POLLIN)
+            poll.poll(every * 1000 or None)
+            self._door.accept()
+        return self._end()
 
     def _run(self) -> None:
         self._runner.run()
-        os.write(self._event, b"\0")  # which is no signal, and wakes serve
+        self._wake()
+
+    def _wake(self) -> None:
+        """Rouses serve from another thread, by what is no signal."""
+        os.write(self._event, b"\0")
 
     def _signalled(self) -> bool:
         """Minds the signals; is it time to end?"""
-        signums = os.read(self._events, 64)
+        try:
+            signums = os.read(self._events, 4096)
+        except BlockingIOError:
+            return False
         if signal.SIGHUP in signums:
             now = time.monotonic_ns() // 1000
             sd_notify(self._environ, RELOADING=1, MONOTONIC_USEC=now)
             self._origin.look()
             sd_notify(self._environ, READY=1)
-        asked = signums.count(signal.SIGTERM) + signums.count(signal.SIGINT)
-        if asked > 1:
-            self._runner.stop(now=True)
-        return asked > 0
+        return signal.SIGTERM in signums or signal.SIGINT in signums
 
     def _end(self) -> int:
         """Takes no more requests, ends the script, lets everyone have the end."""
@@ -3540,10 +3332,7 @@ class Boop:
         self._door.listener.close()
         self._runner.stop()
         self._origin.stop()
-        while not self._runner.done.is_set():
-            select.select([self._events], [], [])
-            if self._signalled():
-                self._runner.stop(now=True)
+        self._runner.done.wait()
         self._deployments.close()
         self._door.drain()
         self._reporter.close()
@@ -3554,14 +3343,6 @@ class Boop:
         self._reporter.report(deployment)
         sd_notify(self._environ, STATUS=self._status())
 
-    def _cancel(self, number: int) -> Deployment | None:
-        """Ends a deployment by hand. What it was, or None where there is none."""
-        was, now = self._deployments.cancel(number), self._deployments.get(number)
-        if was and was.status == "queued" and now:
-            self._report(now)
-        self._runner.wake()
-        return was
-
     def _status(self) -> str:
         """What `systemctl status` shows."""
         newest = self._deployments.newest_first()
@@ -3571,10 +3352,6 @@ class Boop:
         result = f"{last.number}: {last.reason or last.status}" if last else "none yet"
         now = f"running {running.number}" if running else "idle"
         return f"{now}, {waiting} waiting; last deployment {result}"
-
-    def _health(self) -> str:
-        """Why boop can't do its work, or ""."""
-        return "stopping" if self._runner.done.is_set() else self._deployments.trouble()
 
     def _welcome(self) -> None:
         s = self._settings
@@ -3603,6 +3380,9 @@ def _same_output() -> bool:
         return True
 
 
+# What is asked of a running boop.
+
+
 def call(
     settings: Settings,
     path: str,
@@ -3628,7 +3408,7 @@ def call(
     return answer
 
 
-def ask(settings: Settings, wish: typing.Mapping[str, typing.Any]) -> typing.Any:
+def ask(settings: Settings, **wish: typing.Any) -> typing.Any:
     """A signed request by hand: the answer's JSON. Raises as call does."""
     if not settings.secret:
         raise Refusal(401, "BOOP_SECRET is not set: boop would not know who asks")
@@ -3648,7 +3428,7 @@ def cancel(settings: Settings, number: str | None) -> int:
         raise Refusal(409, "no deployment is running")
     if not number.isdecimal():
         raise Refusal(400, f"{number!r} is not a deployment's number")
-    ask(settings, {"cancel": int(number)})
+    ask(settings, cancel=int(number))
     print(f"deployment {number} is cancelled")
     return 0
 
@@ -3657,8 +3437,8 @@ def deploy(settings: Settings, commit: str | None, force: bool) -> int:
     """`boop.py deploy`: prints the log as it grows. 0 on success, 1 on a fail."""
     if commit is not None and not is_commit(commit):
         raise Refusal(400, f"{commit!r} is not a full commit id (40 or 64 hex digits)")
-    wish = {"commit": commit} if commit else {}
-    number = ask(settings, {**wish, "force": True} if force else wish)["deployment"]
+    exactly = {"commit": commit} if commit else {}
+    number = ask(settings, **exactly, force=force)["deployment"]
     log = call(settings, f"/log/{number}?follow")
     while data := log.read1(PIPE_BYTES):
         try:
@@ -3670,12 +3450,28 @@ def deploy(settings: Settings, commit: str | None, force: bool) -> int:
     return int(record["status"] != "success")
 
 
+def by_hand(settings: Settings, given: argparse.Namespace) -> int:
+    """Asks the running boop. The exit status."""
+    where = f"boop at {settings.host} port {settings.port}"
+    try:
+        if given.command == "cancel":
+            return cancel(settings, given.what)
+        return deploy(settings, given.what, given.force)
+    except Refusal as refusal:
+        say(f"{where} refused: {refusal.why}", ERROR)
+    except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        say(f"{where} does not answer: {why}", ERROR)
+    return 1
+
+
+# --check: what boop and deploy.sh need. Also beside a running boop.
+
+
 def check(settings: Settings, environ: Environ) -> int:
-    """`--check`: a line for each thing that boop and deploy.sh need, "ok" on stdout or
-    what is wrong on stderr. 0, or 78. To be called beside a running boop, too."""
-    looks = _look_at_address, _look_at_state, _look_at_repo, _look_for_programs
+    """A line for each, "ok" on stdout or what is wrong on stderr. 0, or 78."""
     status = 0
-    for look in looks:
+    for look in _look_at_address, _look_at_state, _look_at_repo, _look_for_programs:
         try:
             print(f"ok: {one_line(look(settings, environ))}", flush=True)
         except OSError as error:
@@ -3696,42 +3492,32 @@ def _look_at_address(settings: Settings, environ: Environ) -> str:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        try:
-            server = call(settings, "/badge.svg").headers.get("Server", "")
-        except (Refusal, OSError, http.client.HTTPException):
-            server = ""
-        if not server.startswith("boop/"):
-            raise
+        taken = error
+    try:
+        server = call(settings, "/badge.svg").headers.get("Server", "")
+    except (Refusal, OSError, http.client.HTTPException):
+        server = ""
+    if server.startswith("boop/"):
         return f"a boop listens on {where} now"
+    raise taken
 
 
 def _look_at_state(settings: Settings, environ: Environ) -> str:
-    folder = settings.state
-    names = os.listdir(folder) if os.path.exists(folder) else []
-    if names and JOURNAL not in names:
+    folder = there = settings.state
+    while not os.path.exists(there):
+        there = os.path.dirname(there)
+    if there == folder and not is_boops(os.listdir(folder)):
         raise OSError(None, f"state folder {folder}: {NOT_BOOPS}")
-    parent = folder
-    while not os.path.exists(parent):
-        parent = os.path.dirname(parent)
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise OSError(None, f"state folder {folder}: {parent} is not writable")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OSError(None, f"state folder {folder}: {there} is not writable")
     return f"state in {folder}"
 
 
 def _look_at_repo(settings: Settings, environ: Environ) -> str:
     if not settings.repo:
         return "no BOOP_REPO: whatever repository a push names is deployed"
-    origin, branch = Origin(settings, environ), settings.branch
-    try:
-        head, tip = origin.ls_remote(branch)
-    except OSError as error:
-        raise OSError(
-            None, f"cannot look at {settings.repo}: {error.strerror}"
-        ) from None
-    if not tip or not (branch or head):
-        why = f"has no branch {branch}" if branch else "is on no branch, or empty"
-        raise OSError(None, f"{settings.repo} {why}")
-    return f"{settings.repo}, branch {branch or head}, is at {tip[:8]}"
+    branch, tip = Origin(settings, environ).find(settings.branch)
+    return f"{settings.repo}, branch {branch}, is at {tip[:8]}"
 
 
 def _look_for_programs(settings: Settings, environ: Environ) -> str:
@@ -3747,28 +3533,16 @@ def _look_for_programs(settings: Settings, environ: Environ) -> str:
     return f"programs: {', '.join([*needed, hugo])}"
 
 
-def by_hand(settings: Settings, given: argparse.Namespace) -> int:
-    """What is asked of the running boop. The exit status."""
-    where = f"boop at {settings.host} port {settings.port}"
-    try:
-        if given.command == "cancel":
-            return cancel(settings, given.what)
-        return deploy(settings, given.what, given.force)
-    except Refusal as refusal:
-        say(f"{where} refused: {refusal.why}", ERROR)
-    except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        say(f"{where} does not answer: {why}", ERROR)
-    return 1
-
-
 HELP = """\
 git push, and seconds later your site is live.
 
 Without a command, boop listens for a forge's webhook at POST /deploy and runs the
 script. `deploy [COMMIT]` asks the running boop for a deployment and follows it: of
 the branch's tip, or of exactly COMMIT (a full commit id). `cancel [N]` ends
-deployment N, or the one that runs."""
+deployment N, or the one that runs.
+
+variables without a flag, as the process list shows flags to everyone:
+"""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -3778,49 +3552,38 @@ def _parser() -> argparse.ArgumentParser:
         def error(self, message: str) -> typing.NoReturn:
             raise BadSettings([message])
 
-    secrets = [
-        f"  {s.variable}: {s.help} (default: none)" for s in SETTINGS if s.secret
-    ]
+    secrets = [f"  {s.variable}: {s.help}\n" for s in SETTINGS if s.secret]
     parser = Parser(
         "boop.py",
-        description="\n".join([HELP, "", "variables without a flag:", *secrets]),
+        description=HELP + "".join(secrets),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Secrets have no flag: the process list shows flags to everyone.",
     )
-    commands = ["deploy", "cancel"]
-    parser.add_argument("command", nargs="?", choices=commands, metavar="deploy|cancel")
+    parser.add_argument("command", nargs="?", metavar="deploy|cancel")
     parser.add_argument("what", nargs="?", metavar="COMMIT|N")
     force = "deploy: publish although most of the site is gone (DEPLOY_FORCE=1)"
     parser.add_argument("--force", action="store_true", help=force)
     parser.add_argument("--version", action="version", version=f"boop {VERSION}")
-    check = "check all settings, and exit"
+    check = "check all that boop will need, and exit"
     parser.add_argument("--check", action="store_true", help=check)
     group = parser.add_argument_group("settings (a flag wins over its variable)")
     for s in SETTINGS:
-        words = f"{s.help} (default: {s.shown or s.default or 'none'})"
         if not s.secret:
-            group.add_argument(
-                f"--{s.name.replace('_', '-')}",
-                metavar=s.variable,
-                dest=s.variable,
-                help=words.replace("%", "%%"),
-            )
+            default = (s.shown or s.default or "none").replace("%", "%%")
+            flag, words = s.name.replace("_", "-"), f"{s.help} (default: {default})"
+            group.add_argument(f"--{flag}", metavar=s.variable, dest=s.name, help=words)
     return parser
 
 
-def read_flags(argv: list[str]) -> tuple[dict[str, str], typing.Any, list[str]]:
-    """Settings by name, as flags gave them; what else was asked; and the mistakes.
-
-    Raises BadSettings; --help and --version print, and raise SystemExit.
-    """
-    parser = _parser()
-    words = [word.partition("=")[0] for word in argv if word.startswith("--")]
-    unknown = [word for word in words if word not in parser.format_help().split()]
-    given = None if unknown else parser.parse_args(argv)
-    values = {s.name: getattr(given, s.variable, None) for s in SETTINGS}
-    flags = {name: value for name, value in values.items() if value is not None}
-    return flags, given, [one_line(f"{word}: no such flag") for word in unknown]
+def read_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What was asked, and what is wrong with it. Raises BadSettings; --help and
+    --version print, and raise SystemExit."""
+    given, more = _parser().parse_known_args(argv)
+    words = [word.partition("=")[0] for word in more]  # a secret may come after it
+    wrong = [f"{one_line(word)}: no such flag" for word in words if word[:1] == "-"]
+    if not wrong and (words or given.command not in (None, "deploy", "cancel")):
+        wrong = [f"{one_line([*words, given.command][0])}: no such command"]
+    return given, wrong
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -3831,10 +3594,10 @@ def main(argv: list[str] | None = None) -> int:
             os.fstat(fd)
         except OSError:  # closed: or a socket would take its number
             os.open(os.devnull, os.O_RDWR)
-    mistakes: list[str] = []
+    given, mistakes = None, list[str]()
     try:
-        flags, given, mistakes = read_flags(argv) if argv else ({}, None, [])
-        settings = read_settings(environ, flags)
+        given, mistakes = read_flags(argv) if argv else (None, [])  # imports argparse
+        settings = read_settings(environ, vars(given) if given else {})
     except BadSettings as bad:
         mistakes += bad.mistakes
     if mistakes:

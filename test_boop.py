@@ -1147,7 +1147,7 @@ class Programs(unittest.TestCase):
 
     def metrics(self) -> str:
         ds = [deployment(8, status="queued", finished_at=None), deployment()]
-        return boop.metrics(ds, {"success": 1, "fail": 2}, 6.4, '1.0"\\\n', "3.11.2")
+        return boop.metrics(ds, {"success": 1, "fail": 2}, 6.4)
 
     def test_metrics_count_what_was_removed_too(self) -> None:
         text = self.metrics()
@@ -1165,7 +1165,7 @@ class Programs(unittest.TestCase):
     @unittest.skipUnless(shutil.which("promtool"), "needs Debian's prometheus")
     def test_promtool_finds_the_metrics_valid(self) -> None:
         tool("promtool", "Debian's prometheus")
-        for text in (self.metrics(), boop.metrics([], {}, 0.0, "1", "3.10")):
+        for text in (self.metrics(), boop.metrics([], {"success": 0, "fail": 0}, 0.0)):
             done = subprocess.run(
                 ["promtool", "check", "metrics"],
                 input=text.encode(),
@@ -1409,10 +1409,11 @@ class InABrowser(Case):
         self.assertIn("the site shows #5", hero)
 
     def test_the_tabs_title_and_icon_show_the_state(self) -> None:
-        states = dict(enumerate(zip(boop.LABELS.items(), "○▶✓✗", strict=True), 1))
-        self.show(*(deployment(n, status=k) for n, ((k, _), _) in states.items()))
+        labels = "queued", "in progress", "success", "failed"
+        states = dict(enumerate(zip(boop.STATUSES, labels, "○▶✓✗"), 1))
+        self.show(*(deployment(n, status=k) for n, (k, _, _) in states.items()))
         icons = set()
-        for n, ((_, label), glyph) in states.items():
+        for n, (_, label, glyph) in states.items():
             b = self.open(f"log/{n}")
             b.until(f"document.title === '{glyph} #{n} {label} · site'")
             icons.add(b.js("return document.querySelector('link[rel=icon]').href"))
@@ -1447,7 +1448,7 @@ class InABrowser(Case):
 
     def test_an_empty_list_leads_to_the_first_deployment(self) -> None:
         b = self.open()
-        b.until("document.querySelectorAll('.steps li').length === 2")
+        b.until("document.querySelector('.steps code')")
         codes = b.js(
             "return [...document.querySelectorAll('code')].map(c => c.textContent)"
         )
@@ -1566,36 +1567,26 @@ class InABrowser(Case):
         self.assertIn("red orange rgb end", self.lines())
         spans = b.js(
             "return [...document.querySelectorAll('#log span')].map(s => "
-            "[s.textContent, s.className, s.style.cssText])"
+            "[s.textContent, s.className])"
         )
         self.assertEqual(
-            spans,
-            [
-                ["red", "b f", "--f: var(--c1);"],
-                ["orange", "f", "--f: rgb(255,135,0);"],
-                ["rgb", "f u", "--f: rgb(1,2,3);"],
-                ["over", "f", "--f: var(--c2);"],
-                ["lines", "f", "--f: var(--c2);"],
-                ["on", "g f", "--f: var(--c15); --g: var(--c4);"],
-            ],
+            spans, [["red", "bold c1"], ["over", "c2"], ["lines", "c2"], ["on", "c7"]]
         )
-        red = b.js("return getComputedStyle(document.querySelector('#log .f')).color")
+        red = b.js("return getComputedStyle(document.querySelector('#log .c1')).color")
         self.assertNotEqual(red, b.js("return getComputedStyle(log).color"))
 
     def test_a_line_link_marks_the_line_and_shows_it(self) -> None:
         n = self.deploy("seq 1 20000")
         b = self.open(f"log/{n}#L19000")
-        b.until("document.querySelector('#L19000.on')")
+        b.until("document.querySelector('#L19000:target')")
         self.finish()
         seen = "(r => r.top > 0 && r.bottom < innerHeight)"
-        b.until(f"{seen}(document.querySelector('.on').getBoundingClientRect())")
+        b.until(
+            f"{seen}(document.querySelector('#log :target').getBoundingClientRect())"
+        )
         b.js("document.querySelector('#L19002 a').click()")
-        b.until("document.querySelector('#L19002.on')")
+        b.until("document.querySelector('#L19002:target')")
         self.assertEqual(b.js("return location.hash"), "#L19002")
-        self.assertEqual(b.js("return document.querySelectorAll('.on').length"), 1)
-        b = self.open(f"log/{n}#L9")  # which is not drawn
-        self.finish()
-        b.until("document.querySelector('#earlier.on')")
 
     def test_utf_8_is_whole_wherever_the_stream_is_cut(self) -> None:
         gate = self.gate_file()
@@ -1645,12 +1636,10 @@ class InABrowser(Case):
         n = self.deploy(f"yes $'{letters}' | head -n 5000")
         b = self.open(f"log/{n}")
         self.finish()
-        self.assertLess(
-            b.js("return document.querySelectorAll('#log *').length"), 50000
-        )
-        self.assertEqual(
-            b.js("return document.querySelectorAll('#L5001 span').length"), 300
-        )
+        last = "document.querySelector('#L5001')"
+        self.assertEqual(b.js(f"return {last}.textContent"), "x" * 300)
+        self.assertLess(b.js(f"return {last}.childNodes.length"), 303)
+        self.assertLess(b.js(f"return {last}.querySelectorAll('span').length"), 50)
 
     def test_one_endless_line_is_cut_for_show(self) -> None:
         n = self.deploy(
@@ -1756,7 +1745,6 @@ class Following(Case):
     def test_the_list_tells_each_change(self) -> None:
         b = self.boop()
         s = self.follow(b, "/")
-        self.until_line(s, b"boop: whatever changes\n")  # from here on
         b.push()
         told = self.until_line(s, b"1 success main 11111111\n")
         self.assertIn(b"1 queued main 11111111\n", told)
@@ -1849,7 +1837,7 @@ class Caching(Case):
         badge = b.get("/badge.svg")
         self.assertIn("failed", badge.text)
         self.assertEqual(badge.headers["Content-Type"].split(";")[0], "image/svg+xml")
-        self.assertEqual(badge.headers["Cache-Control"], "no-store")
+        self.assertEqual(badge.headers["Cache-Control"], "no-cache")
         text = b.get("/metrics").text
         self.assertIn('boop_deployments_total{status="success"} 1\n', text)
         self.assertIn('boop_deployments_total{status="fail"} 1\n', text)
@@ -2058,19 +2046,6 @@ class Stopping(Case):
         self.assertEqual(b.finished(2)["trigger"], "interrupted")
         end = "half\nboop: fail: interrupted: boop was killed\n"
         self.assertTrue(b.log(1).endswith(end), b.log(1))
-
-    def test_a_second_signal_ends_the_script_at_once(self) -> None:
-        on = self.folder / "on"
-        b = self.daemon(f"trap '' TERM; echo > {on}; while :; do sleep 9; done")
-        b.patch("boop.GRACE_S = 1000")
-        b.start()
-        b.push()
-        until(on.exists, "the script")
-        b.process.send_signal(signal.SIGTERM)
-        b.said("stopping")
-        status, _ = b.stop()
-        self.assertEqual(status, 0)
-        self.assertIn("interrupted", (b.state / "1.log").read_text())
 
 
 # --- The whole way --------------------------------------------------------------------
@@ -4094,7 +4069,9 @@ class Unit(Case):
         second.port = 8081
         self.assertEqual(second.deploy()["status"], "success")
         self.assertEqual(b.records(), [])
-        self.assertTrue(pathlib.Path("/var/lib/private/boop-blog/deployments.jsonl").exists())
+        self.assertTrue(
+            pathlib.Path("/var/lib/private/boop-blog/deployments.jsonl").exists()
+        )
 
     @booted
     def test_secrets_may_be_credentials(self) -> None:
@@ -4446,17 +4423,6 @@ class Promises(Case):
         b.start().said(f"ending process {pid}")
         b.restart(signal.SIGKILL)
         self.rerun(b, pid)
-
-    def test_a_second_signal_hurries_the_end_of_an_orphan(self) -> None:
-        body = "trap '' TERM; echo $$ > ../orphan; while :; do sleep .1; done"
-        b, pid = self.orphan(body)
-        b.start().said(f"ending process {pid}")
-        b.process.send_signal(signal.SIGTERM)
-        b.said("stopping")
-        begun = time.monotonic()
-        self.assertEqual(b.stop()[0], 0)
-        self.assertLess(time.monotonic() - begun, 5)
-        self.assertFalse(alive(pid))
 
     def test_no_orphan_of_a_finished_deployment_is_touched(self) -> None:
         b = self.boop(
@@ -5095,7 +5061,7 @@ class BadClients(Case):
             dripping.join()
         self.settled(b, before)
 
-    def test_more_connections_than_boop_serves_are_turned_away_with_503(self) -> None:
+    def test_more_connections_than_boop_serves_wait_for_a_place(self) -> None:
         """And those that it serves, followers too, fit into 1,024 descriptors."""
         tool("prlimit", "util-linux")
         gate = self.gate()
@@ -5113,14 +5079,12 @@ class BadClients(Case):
         self.assertEqual(b.push(), 2)
         held = self.connect(b, boop.MAX_CONNECTIONS - boop.MAX_FOLLOWERS)
         until(lambda: sockets_of(b) >= boop.MAX_CONNECTIONS, "the connections")
-        for s in self.connect(b, 100):
+        waiting = self.connect(b, 100)
+        for s in waiting:
             s.sendall(push_request())
-            answer = read_all(s)
-            self.assertEqual(statuses(answer), [503])
-            head, _, body = answer.partition(b"\r\n\r\n")
-            self.assertIn(b"Retry-After: ", head)
-            self.assertIn(f"Content-Length: {len(body)}\r\n".encode(), head)
-            self.assertIn("error", json.loads(body))
+        held.pop().close()
+        for s in waiting:
+            self.assertEqual(statuses(read_all(s)), [202])
         self.assertEqual([s for s in b.lines if "cannot accept" in s], [])
         for s in followers + held:
             s.close()
