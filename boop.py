@@ -882,11 +882,21 @@ def clone_url(value: typing.Any) -> str:
 
 # --- 4. Deployments -------------------------------------------------------------------
 
+JOURNAL = "deployments.jsonl"
+STATUSES = ("queued", "inprogress", "success", "fail")
+INTERRUPTED = "interrupted"
+STOPPED = f"{INTERRUPTED}: boop was stopped"
+CANCELLED = "cancelled by hand"
+NOT_BOOPS = f"it holds files, and no {JOURNAL}: it is not boop's"
+COMPACT_LINES = 1000  # added to the journal before it is written anew
+MAX_CHANGES = 1000  # that a follower of the list may be behind
+
 
 class Deployment(typing.NamedTuple):
     """One run of the script for one (repository, branch). Never changed, replaced.
 
-    A NamedTuple, because `import dataclasses` would add a fifth to boop's start.
+    A NamedTuple, because `import dataclasses` would add a fifth to boop's start. Times
+    are RFC 3339 in UTC with milliseconds, as everybody sees them.
     """
 
     number: int
@@ -899,9 +909,9 @@ class Deployment(typing.NamedTuple):
     message: str | None = None
     author: str | None = None
     pushes: int = 0  # that share it
-    queued_at: float = 0.0  # Unix time, seconds; so are the next two
-    started_at: float | None = None
-    finished_at: float | None = None
+    queued_at: str = ""
+    started_at: str | None = None
+    finished_at: str | None = None
     duration: float | None = None  # seconds
     url: str | None = None  # where the site is live
     # From here on for boop itself: in the journal, and not in the contract's record.
@@ -921,51 +931,26 @@ class Deployment(typing.NamedTuple):
         """Was it cut short by boop's own end?"""
         return self.status == "fail" and (self.reason or "").startswith(INTERRUPTED)
 
+    def wants(self, push: Push) -> bool:
+        """Do both want the branch's tip, or both exactly the same commit?"""
+        same = (self.exact, self.force) == (push.exact, push.force)
+        return same and (not push.exact or self.commit == push.commit)
 
-def _same_target(queued: Deployment, push: Push) -> bool:
-    """Do both want the branch's tip, or both exactly the same commit?"""
-    commit = queued.commit == push.commit or not push.exact
-    return commit and (queued.exact, queued.force) == (push.exact, push.force)
-
-
-JOURNAL = "deployments.jsonl"
-MAX_CHANGES = 1000  # that a follower of the list may be behind
-NOT_BOOPS = f"it holds files, and no {JOURNAL}: it is not boop's"
-COMPACT_LINES = 1000  # added to the journal before it is written anew
-INTERRUPTED = "interrupted"
-STOPPED = f"{INTERRUPTED}: boop was stopped"
-CANCELLED = "cancelled by hand"
-PUBLIC_FIELDS = Deployment._fields[:15]  # the contract's, in its order
-TIMES = ("queued_at", "started_at", "finished_at")
+    def record(self) -> dict[str, typing.Any]:
+        """The contract's JSON record."""
+        return dict(list(self._asdict().items())[:15])
 
 
-def rfc3339(seconds: float | None) -> str | None:
-    """Unix time as RFC 3339 in UTC with milliseconds; None stays None."""
-    if seconds is None:
-        return None
-    whole, thousandths = divmod(round(seconds * 1000), 1000)
-    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
-    return f"{text}.{thousandths:03}Z"
-
-
-def as_json(
-    deployment: Deployment, fields: typing.Sequence[str] = PUBLIC_FIELDS
-) -> dict[str, typing.Any]:
-    """The contract's JSON record; with other fields, those."""
-    record = {name: getattr(deployment, name) for name in fields}
-    return record | {name: rfc3339(record[name]) for name in TIMES}
+KINDS = typing.get_type_hints(Deployment)
 
 
 def from_json(line: bytes) -> Deployment:
     """A deployment from a line of the journal; ValueError where it is none."""
     try:
-        record = json.loads(line)
-        for name in TIMES:
-            if record[name]:
-                text = record[name].replace("Z", "+00:00")  # Python 3.10 takes no Z
-                record[name] = datetime.datetime.fromisoformat(text).timestamp()
-        d = Deployment(**record)
-    except (TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
+        d = Deployment(**json.loads(line))
+        for text in (d.queued_at, d.started_at, d.finished_at):
+            _ = text is None or unix_time(text)
+    except (TypeError, AttributeError, ArithmeticError, RecursionError):
         raise ValueError("not a deployment") from None
     right = all(isinstance(getattr(d, name), kind) for name, kind in KINDS.items())
     if right and d.number > 0 and d.status in STATUSES:
@@ -973,25 +958,33 @@ def from_json(line: bytes) -> Deployment:
     raise ValueError("not a deployment")
 
 
-KINDS = typing.get_type_hints(Deployment)
-STATUSES = ("queued", "inprogress", "success", "fail")
+def now() -> str:
+    """The time, as records have it: RFC 3339 in UTC with milliseconds."""
+    moment = datetime.datetime.now(datetime.timezone.utc).isoformat("T", "milliseconds")
+    return moment.replace("+00:00", "Z")
 
 
-def is_boops(names: list[str]) -> bool:
-    """Is a folder that holds these names boop's own, or free to become it?"""
-    return not names or JOURNAL in names
+def unix_time(text: str) -> float:
+    """Such a time as seconds since 1970."""
+    utc = text.replace("Z", "+00:00")  # Python 3.10 takes no Z
+    return datetime.datetime.fromisoformat(utc).timestamp()
 
 
 def took(seconds: float) -> str:
     """3.2 s, 42 s, 4m 05s, 1h 02m"""
     if seconds < 9.95:
         return f"{max(seconds, 0):.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02}m"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes}m {rest:02}s"
+    return f"{minutes // 60}h {minutes % 60:02}m"
+
+
+def is_boops(names: list[str]) -> bool:
+    """Is a folder that holds these names boop's own, or free to become it?"""
+    return not names or JOURNAL in names
 
 
 class Deployments:
@@ -1014,8 +1007,7 @@ class Deployments:
         """Raises OSError when the folder can't be used, or another boop uses it."""
         self._lock = threading.Lock()
         self._news = threading.Condition()  # for the next four
-        self._newest_changes: collections.deque[Deployment]
-        self._newest_changes = collections.deque(maxlen=MAX_CHANGES)
+        self._newest_changes = collections.deque[Deployment](maxlen=MAX_CHANGES)
         self.changes = 0  # of deployments, so far
         self._events = 1  # those, and what has grown a log
         self._closed = False
@@ -1038,11 +1030,10 @@ class Deployments:
         self._journal = self._open(JOURNAL)
         os.makedirs(os.path.join(folder, "work"), mode=0o755, exist_ok=True)
         self._load()
+        cut = (d for d in self._records.values() if not d.finished or d.interrupted)
         self.unfinished = tuple(
-            d.number
-            for d in self._records.values()
-            if not d.finished or d.interrupted  # its script may still be there
-        )
+            d.number for d in cut
+        )  # scripts that may still be there
         self._requeue()
         self._forget()
         self._compact()
@@ -1099,7 +1090,7 @@ class Deployments:
         with self._lock:
             pushes = int(push.trigger == "push")
             newest = self._newest(push.repo, push.branch)
-            if newest and newest.status == "queued" and _same_target(newest, push):
+            if newest and newest.status == "queued" and newest.wants(push):
                 # It is safe already, and what this adds is no promise: written when
                 # it starts.
                 known = push if push.commit else newest
@@ -1112,16 +1103,11 @@ class Deployments:
                         full_name=push.full_name or newest.full_name,
                     )
                 )
-            queued = Deployment(
-                self._last + 1,
-                "queued",
-                **push._asdict(),
-                pushes=pushes,
-                queued_at=time.time(),
-            )
-            self._append(queued, sync=True)
-            self._last = queued.number
-            return self._put(queued)
+            said, number = push._asdict(), self._last + 1
+            d = Deployment(number, "queued", **said, pushes=pushes, queued_at=now())
+            self._append(d, sync=True)
+            self._last = number
+            return self._put(d)
 
     def catch_up(self, push: Push, way: str) -> Deployment | None:
         """Queues a tip that was looked up, unless it is dealt with. Raises OSError."""
@@ -1138,8 +1124,13 @@ class Deployments:
         """Takes the queued deployment of the lowest number; only the runner may."""
         with self._lock:
             queued = (d for d in self._records.values() if d.status == "queued")
-            d, now = next(queued, None), time.time()  # numbers only grow
-            return d and self._change(d, status="inprogress", started_at=now, way=way)
+            d = next(queued, None)  # numbers only grow
+            return d and self._change(d, status="inprogress", started_at=now(), way=way)
+
+    def note(self, number: int, **fields: typing.Any) -> Deployment:
+        """Keeps what has become known of an unfinished deployment."""
+        with self._lock:
+            return self._change(self._records[number], **fields)
 
     def cancel(self, number: int) -> Deployment | None:
         """Ends a queued deployment; of one that runs, the runner reads the reason that
@@ -1152,18 +1143,6 @@ class Deployments:
                 self._finish(number, CANCELLED, None)
             return d
 
-    def note(self, number: int, **fields: typing.Any) -> Deployment:
-        """Keeps what has become known of an unfinished deployment."""
-        with self._lock:
-            return self._change(self._records[number], **fields)
-
-    def trouble(self) -> str:
-        """Why no record can be written, as far as is known, or ""; tries again."""
-        with self._lock:
-            if self.unwritable:
-                self._compact()
-            return self.unwritable
-
     def finish(
         self, number: int, reason: str | None, duration: float, **result: str
     ) -> Deployment:
@@ -1172,6 +1151,13 @@ class Deployments:
         with self._lock:
             return self._finish(number, reason, round(duration, 3), **result)
 
+    def trouble(self) -> str:
+        """Why no record can be written, as far as is known, or ""; tries again."""
+        with self._lock:
+            if self.unwritable:
+                self._compact()
+            return self.unwritable
+
     # Below, the caller holds the lock (or is __init__).
 
     def _finish(
@@ -1179,8 +1165,8 @@ class Deployments:
     ) -> Deployment:
         d = self._records[number]
         reason = d.reason or reason
-        status, now = "fail" if reason else "success", time.time()
-        ended = {"status": status, "finished_at": now, "duration": duration}
+        status = "fail" if reason else "success"
+        ended = {"status": status, "finished_at": now(), "duration": duration}
         d = self._change(d, reason=reason, **ended, **result)
         self.totals[status] += 1
         self.seconds += duration or 0
@@ -1188,10 +1174,8 @@ class Deployments:
         return d
 
     def _newest(self, repo: str, branch: str) -> Deployment | None:
-        newest_first = reversed(self._records.values())
-        return next(
-            (d for d in newest_first if (d.repo, d.branch) == (repo, branch)), None
-        )
+        ours = (d for d in self.newest_first() if (d.repo, d.branch) == (repo, branch))
+        return next(ours, None)
 
     def _settled(self, push: Push, way: str) -> bool:
         """Is there nothing to do for a tip? Newest first, what is known of the branch:
@@ -1249,6 +1233,8 @@ class Deployments:
             self._unlink(f"{number}.log")
             del self._records[number]
 
+    # The journal.
+
     def _open(self, name: str) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         return os.open(name, flags, 0o600, dir_fd=self._folder)
@@ -1263,18 +1249,18 @@ class Deployments:
             self.unwritable = ""
         except OSError as error:
             os.ftruncate(self._journal, length)
-            self._is_unwritable(error)
+            self._fails(error)
             self._lines = COMPACT_LINES  # the next line that can be written brings all
             raise
         self._lines += 1
 
     def _write(self, fd: int, deployments: typing.Iterable[Deployment]) -> None:
-        lines = (json.dumps(as_json(d, Deployment._fields)) for d in deployments)
-        data = "".join(f"{line}\n" for line in lines).encode()
+        lines = [json.dumps(d._asdict()) + "\n" for d in deployments]
+        data = "".join(lines).encode()
         if os.write(fd, data) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _is_unwritable(self, error: OSError) -> None:
+    def _fails(self, error: OSError) -> None:
         if not self.unwritable:
             say(f"cannot write {JOURNAL}: {error.strerror}", ERROR)
         self.unwritable = f"cannot write records: {error.strerror}"
@@ -1293,7 +1279,7 @@ class Deployments:
             self._lines, self.unwritable = 0, ""
         except OSError as error:
             self._unlink(f"{JOURNAL}.new")
-            self._is_unwritable(error)
+            self._fails(error)
         if new >= 0:
             os.close(new)
 
@@ -1332,27 +1318,25 @@ class Deployments:
         """Queues again what boop's end has cut off."""
         for d in list(self._records.values()):
             if d.status == "inprogress":
-                d = d._replace(
-                    status="fail",
-                    reason=d.reason or f"{INTERRUPTED}: boop was killed",
-                    finished_at=time.time(),
-                )
+                reason = d.reason or f"{INTERRUPTED}: boop was killed"
+                d = d._replace(status="fail", reason=reason, finished_at=now())
                 self._records[d.number] = d
-                self._close_log(d)
+                self._end_log(d)
             if d.interrupted and self._newest(d.repo, d.branch) == d:
-                self._last += 1
-                self._records[self._last] = d._replace(
-                    number=self._last,
+                again = d._replace(
+                    number=self._last + 1,
                     status="queued",
-                    reason=None,
                     trigger=INTERRUPTED,
-                    queued_at=time.time(),
+                    queued_at=now(),
+                    reason=None,
                     started_at=None,
                     finished_at=None,
                     duration=None,
                 )
+                self._last = again.number
+                self._records[again.number] = again
 
-    def _close_log(self, cut: Deployment) -> None:
+    def _end_log(self, cut: Deployment) -> None:
         """Gives a log that was cut off the last line that every log has."""
         try:
             with open(self.log_path(cut.number), "a", encoding="utf-8") as log:
@@ -2064,12 +2048,12 @@ def list_text(ds: typing.Sequence[Deployment], now: float) -> str:
 
 def text_row(d: Deployment, now: float) -> tuple[str, ...]:
     """A deployment's cells; the first is its log's address below this one."""
-    running = d.status == "inprogress" and d.started_at is not None
-    ran = now - d.started_at if running and d.started_at else d.duration
+    running = d.started_at if d.status == "inprogress" else None
+    ran = now - unix_time(running) if running else d.duration
     return (
         f"log/{d.number}",
         d.status,
-        time.strftime("%Y-%m-%d %H:%M", time.gmtime(d.queued_at)),
+        d.queued_at[:16].replace("T", " "),
         "" if ran is None else f"{took(ran):>6}",
         shown(d.branch),
         shown(d.commit)[:7],
@@ -2128,7 +2112,7 @@ def metrics(
     """Prometheus's text format (version 0.0.4). totals, seconds: those that finished
     since boop started, and the time that they took."""
     status = [d.status for d in ds]
-    live = max((d.finished_at or 0 for d in ds if d.status == "success"), default=0)
+    live = next((d.finished_at for d in ds if d.status == "success"), None)
     python = sys.version.partition(" ")[0]
     return f"""\
 # HELP boop_build_info Which boop this is.
@@ -2150,7 +2134,7 @@ boop_queue_length {status.count("queued")}
 boop_running {status.count("inprogress")}
 # HELP boop_last_success_timestamp_seconds When the last success ended; 0: never.
 # TYPE boop_last_success_timestamp_seconds gauge
-boop_last_success_timestamp_seconds {live}
+boop_last_success_timestamp_seconds {unix_time(live) if live else 0}
 """
 
 
@@ -3067,7 +3051,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if "follow" in self.query:
             self._follow(self._changes(self.deployments.changes))
         elif form == JSON:
-            self._send_json({"deployments": [as_json(d) for d in newest]})
+            self._send_json({"deployments": [d.record() for d in newest]})
         elif form == HTML:
             self._send(page("./"), HTML)
         elif newest:
@@ -3088,7 +3072,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if "follow" in self.query:
             self._follow(self._growth(number))
         elif form == JSON:
-            self._send_json(as_json(deployment))
+            self._send_json(deployment.record())
         elif form == HTML:
             self._send(page("../"), HTML)
         else:
