@@ -14,6 +14,8 @@ wait has a limit only so that a broken boop fails the test instead of hanging it
 from __future__ import annotations
 
 import base64
+import collections
+import concurrent.futures
 import contextlib
 import fcntl
 import functools
@@ -4132,11 +4134,6 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-if not HAS_SYSTEMD and not os.environ.get(BOOTED):
-    del Unit  # a notice and not a skipped test: it needs root and a tool of its own
-    print("no with-systemd, or not root: boop.service is not tested", file=sys.stderr)
-
-
 # --- Faults: what the tests share -----------------------------------------------------
 
 
@@ -6159,6 +6156,72 @@ def bench_burst(b: Daemon, pushes: int = 1000, clients: int = 16) -> None:
     )
 
 
+# --- Running all of it ----------------------------------------------------------------
+
+LONGEST_FIRST = (
+    "DeployToS3 Unit DeployToFolder InABrowser Reporting Runner Promises CatchUp"
+    " Enormous BadClients Fuzz"
+).split()
+SUMMARY = re.compile(r"(?m)^Ran (\d+) tests? in .*\n\n\w+(?: \((.*)\))?$")
+
+
+def classes() -> list[str]:
+    """Those that hold tests; the longest first, so that none is alone at the end."""
+    load = unittest.defaultTestLoader
+    found = {
+        name
+        for name, value in globals().items()
+        if isinstance(value, type) and issubclass(value, unittest.TestCase)
+        if load.getTestCaseNames(value)
+    }
+    if not HAS_SYSTEMD:  # not a skipped test: it needs root and a tool of its own
+        print("no with-systemd, or not root: boop.service is not tested")
+        found.remove("Unit")
+    first = [name for name in LONGEST_FIRST if name in found]
+    return first + sorted(found.difference(first))
+
+
+def run_class(name: str) -> collections.Counter[str]:
+    """Runs a class in a process of its own, prints all it said; what came of it."""
+    with tempfile.TemporaryFile() as file:  # a pipe would wait for what a test left
+        command, quiet = [sys.executable, __file__, name], subprocess.DEVNULL
+        done = subprocess.run(command, stdin=quiet, stdout=file, stderr=file)
+        file.seek(0)
+        output = file.read().decode("utf-8", "replace")
+    print(f"== {name}\n{output}", flush=True)
+    return counts(output, done.returncode)
+
+
+def counts(output: str, status: int) -> collections.Counter[str]:
+    """The figures of unittest's summary; a process that died before it is an error."""
+    found: collections.Counter[str] = collections.Counter()
+    for ran, details in SUMMARY.findall(output)[-1:]:
+        figures = re.findall(r"([a-z][a-z ]*)=(\d+)", details)
+        found.update(ran=int(ran), **{what: int(number) for what, number in figures})
+    if status and not FAILURES & found.keys():
+        found["errors"] = 1
+    return found
+
+
+FAILURES = {"failures", "errors", "unexpected successes"}
+
+
+def run_all() -> int:
+    """All classes, and a summary in unittest's words.
+
+    One more at a time than there are cores, as many tests wait for a deadline.
+    """
+    began = time.perf_counter()
+    with concurrent.futures.ThreadPoolExecutor((os.cpu_count() or 1) + 1) as pool:
+        total = sum(pool.map(run_class, classes()), collections.Counter())
+    seconds = time.perf_counter() - began
+    print(f"{'-' * 70}\nRan {total.pop('ran', 0)} tests in {seconds:.3f}s\n")
+    word = "FAILED" if FAILURES & total.keys() else "OK"
+    details = ", ".join(f"{what}={number}" for what, number in total.items())
+    print(f"{word} ({details})" if details else word)
+    return int(word != "OK")
+
+
 def main() -> None:
     """Tests, --bench, or --soak SECONDS."""
     if sys.argv[1:2] == ["--bench"]:
@@ -6166,8 +6229,10 @@ def main() -> None:
         bench_deploy()
     elif sys.argv[1:2] == ["--soak"]:
         sys.exit(soak_for(float(sys.argv[2]), *map(int, sys.argv[3:4])))
-    else:
+    elif sys.argv[1:]:
         unittest.main()
+    else:
+        sys.exit(run_all())
 
 
 if __name__ == "__main__":
