@@ -4545,87 +4545,65 @@ class Damage(Faults):
 class FullDisk(Case):
     """The state on a small file system of its own."""
 
-    def small(
-        self, script: str, variable: str = "BOOP_STATE", size: str = "256k", **env: str
-    ) -> Daemon:
-        """A boop that sees a small file system where a variable points to."""
+    def small(self, script: str) -> Daemon:
+        """A boop whose state is on a file system of 256 KB; b.small leads there."""
         probe = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(self.folder)]
-        try:
-            done = subprocess.run(probe, capture_output=True, text=True)
-        except FileNotFoundError:
-            self.skipTest("unshare is missing: install util-linux")
+        tool("unshare", "util-linux")
+        done = subprocess.run(probe, capture_output=True, text=True)
         if done.returncode:
             self.skipTest(f"this test needs mount namespaces: {done.stderr.strip()}")
-        small = self.folder / ("state" if variable == "BOOP_STATE" else "small")
-        small.mkdir()
-        mount = f'mount -t tmpfs -o size={size} tmpfs "$0" && exec "$@"'
-        prefix = ["unshare", "-rm", "sh", "-c", mount, str(small)]
-        b = self.daemon(script, prefix=prefix, **env, **{variable: str(small)})
-        b.start()
-        b.small = pathlib.Path(f"/proc/{b.process.pid}/root{small}")
+        mount = 'mount -t tmpfs -o size=256k tmpfs "$0" && exec "$@"'
+        state = self.folder / "state"
+        state.mkdir()
+        b = self.boop(script, prefix=["unshare", "-rm", "sh", "-c", mount, str(state)])
+        b.small = pathlib.Path(f"/proc/{b.process.pid}/root{state}")
         return b
 
-    def fill(self, b: Daemon) -> None:
-        with open(b.small / "filler", "ab", buffering=0) as file:
-            for size in (4096, 1):
+    def fill(self, path: pathlib.Path, *sizes: int) -> None:
+        """Appends newlines to a file until the disk is full."""
+        with open(path, "ab", buffering=0) as file:
+            for size in sizes:
                 with contextlib.suppress(OSError):
-                    while file.write(b"x" * size):
+                    while file.write(b"\n" * size):
                         pass
 
-    def refused(self, b: Daemon) -> None:
-        """The last block of the journal may have room for some lines still."""
-        for _ in range(50):
-            answer = b.hook(github_push())
-            if answer.status != 202:
-                break
-            b.finished(answer.json["deployment"])
-        self.assertEqual(answer.status, 503, answer.text)
-        self.assertTrue(answer.headers["Retry-After"])
-        self.assertIn("No space left", answer.json["error"])
-
     def test_hooks_are_503_pages_answer_nothing_half_recorded_stays(self) -> None:
-        b = self.small("echo hello", BOOP_BRANCH="main")
+        b = self.small("echo hello")
         b.deploy()
+        self.fill(b.small / "filler", 4096, 1)
+        while (answer := b.hook(github_push())).status == 202:
+            b.finished(answer.json["deployment"])  # there was room in its last block
         journal = b.small / "deployments.jsonl"
-        while journal.stat().st_size < 4096:  # a block of it is full, or nearly so
-            b.deploy()
-        self.fill(b)
-        for _ in range(3):
-            self.refused(b)
-        before = journal.read_bytes()
-        self.refused(b)
+        before, done = journal.read_bytes(), len(b.records())
+        for refused in (answer, b.hook(github_push())):
+            self.assertEqual(refused.status, 503)
+            self.assertTrue(refused.headers["Retry-After"])
+            self.assertIn("No space left", refused.json["error"])
         b.said("503 to .*No space left")
         self.assertEqual(journal.read_bytes(), before)
         self.assertIn("hello", b.log(1))
-        done = len(b.records())
         health = b.get("/healthz")
         self.assertEqual(health.status, 503)
         self.assertIn("No space left", health.text)
         (b.small / "filler").unlink()
         self.assertEqual(b.get("/healthz").status, 200)  # by itself
-        self.assertEqual(b.push(), done + 1)
-        self.assertEqual(b.finished(done + 1)["status"], "success")
+        self.assertEqual(b.deploy()["number"], done + 1)
 
     def test_a_running_deployment_goes_on_without_its_log_and_is_recorded_later(
         self,
     ) -> None:
-        gate, lost = self.gate(), "head -c 9000 /dev/zero | tr '\\0' x"
-        b = self.small(
-            f"echo > ../on; until read < {gate}; do :; done; {lost}; until read < {gate}; do :; done; exit 0"
-        )
+        gate = self.gate()
+        wait = f"until read < {gate}; do :; done"
+        b = self.small(f"echo > ../on; {wait}; seq 9000; {wait}; exit 0")
         b.push()
         until((b.small / "on").exists, "the script")
-        self.fill(b)
+        self.fill(b.small / "filler", 4096, 1)
         self.open_gate(gate)
         b.said("cannot write the deployment's log: No space left")
-        with open(b.small / "deployments.jsonl", "ab", buffering=0) as journal:
-            with contextlib.suppress(OSError):  # the last of its block
-                while journal.write(b"\n"):
-                    pass
+        self.fill(b.small / "deployments.jsonl", 1)  # the last of its block
         self.assertEqual(b.hook(github_push()).status, 503)
         self.open_gate(gate)
         self.assertEqual(b.finished(1)["status"], "success")
-        b.said("cannot (write|record).*No space left")
         self.assertEqual(b.get("/healthz").status, 503)
         (b.small / "filler").unlink()
         b.write_script("exit 0")
@@ -4633,7 +4611,6 @@ class FullDisk(Case):
         self.assertEqual(b.get("/healthz").status, 200)
         newest = {d["number"]: d["status"] for d in b.journal(b.small)}
         self.assertEqual(newest, {1: "success", 2: "success"})
-        self.assertFalse((b.small / "deployments.jsonl.new").exists())
 
 
 # --- Missed pushes --------------------------------------------------------------------
@@ -4643,76 +4620,76 @@ class CatchUp(Case):
     """Promise 4, and repositories that do not answer."""
 
     def origin(self, script: str = "exit 0", **env: str) -> Daemon:
-        self.checkout = site(self.folder)
-        repo = env.pop("BOOP_REPO", str(self.folder / "origin.git"))
-        return self.daemon(script, BOOP_REPO=repo, **env)
+        """A boop, not started, of a site; its git leaves a mark after each look."""
+        self.checkout, self.marks = site(self.folder), self.folder / "marks"
+        marking = self.folder / "bin/git"
+        marking.parent.mkdir()
+        marking.write_text(
+            f'#!/bin/sh\n"{tool("git", "git")}" "$@"; s=$?\n'
+            f"case $1 in ls-remote) echo >> {self.marks};; esac; exit $s\n"
+        )
+        marking.chmod(0o755)
+        path = f"{marking.parent}:{os.environ['PATH']}"
+        repo = {"BOOP_REPO": str(self.folder / "origin.git")}
+        return self.daemon(script, PATH=path, **repo | env)
 
     def moved(self, branch: str = "main") -> str:
+        """The branch's new tip."""
         tip = commit(self.checkout, {"index.html": str(time.time())})
         git(self.checkout, "push", "-qf", "origin", f"HEAD:refs/heads/{branch}")
         return tip
 
-    def look(self, b: Daemon) -> None:
-        """SIGHUP, and the look that it asks for has ended: the next one has begun."""
-        marks = self.folder / "marks"
-        before = self.looks(marks)
-        b.process.send_signal(signal.SIGHUP)
-        until(lambda: self.looks(marks) > before, "the look")
+    def looks(self, number: int, b: Daemon | None = None) -> None:
+        """Waits for so many more looks at the tip; asks b for them by SIGHUP."""
 
-    def looks(self, marks: pathlib.Path) -> int:
-        return len(marks.read_text().split()) if marks.exists() else 0
+        def seen() -> int:
+            return self.marks.stat().st_size if self.marks.exists() else 0
 
-    def counted(self) -> dict[str, str]:
-        """A PATH whose git leaves a mark after each look."""
-        real, bin_ = tool("git", "git"), self.folder / "bin"
-        bin_.mkdir()
-        fake = bin_ / "git"
-        fake.write_text(
-            f'#!/bin/sh\n"{real}" "$@"; s=$?\n'
-            f"case $1 in ls-remote) echo look >> {self.folder}/marks;; esac; exit $s\n"
-        )
-        fake.chmod(0o755)
-        return {"PATH": f"{bin_}:{os.environ['PATH']}"}
-
-    def numbers(self, b: Daemon) -> list[tuple[int, str, str]]:
-        return [(d["number"], d["trigger"], d["status"]) for d in b.records()[::-1]]
+        for _ in range(number):
+            before = seen()
+            if b:
+                b.process.send_signal(signal.SIGHUP)
+            until(lambda: seen() > before, "a look")
 
     def test_a_missed_push_is_deployed_at_start_and_what_is_live_is_not_again(
         self,
     ) -> None:
-        b = self.origin(**self.counted()).start()
+        b = self.origin().start()
         b.said("catch-up: main is at .*: queued as 1")
-        b.finished(1)
-        for _ in range(2):
-            b.restart()
-            self.look(b)
-        self.assertEqual(self.numbers(b), [(1, "catch-up", "success")])
+        self.assertEqual(b.finished(1)["trigger"], "catch-up")
+        self.looks(2, b.restart())
+        self.assertEqual(len(b.records()), 1)
         b.stop()
         tip = self.moved()
         b.start().said("queued as 2")
         self.assertEqual(b.finished(2)["commit"], tip)
         b.finished(b.push(tip))
-        b.restart()
-        self.look(b)
+        self.looks(2, b.restart())
         self.assertEqual(len(b.records()), 3)
 
-    def test_sighup_and_the_poll_look_too(self) -> None:
-        b = self.origin(BOOP_POLL="1").start()
-        b.said("queued as 1")
-        tip = self.moved()
-        b.said(f"poll: main is at {tip[:8]}: queued as 2")
-        self.assertEqual(b.finished(2)["trigger"], "poll")
+    def test_the_poll_and_sighup_look_too_and_no_poll_undoes_a_rollback(self) -> None:
+        b = self.origin(BOOP_POLL="1")
+        old, tip = git(self.checkout, "rev-parse", "HEAD"), self.moved()
+        b.start().said("queued as 1")
+        b.finished(1)
+        number = b.hook({"commit": old}, None).json["deployment"]
+        self.assertEqual(b.finished(number)["commit"], old)
+        b.restart()
+        self.looks(2)
+        self.assertEqual(len(b.records()), 2)
+        newer = self.moved()
+        b.said(f"poll: main is at {newer[:8]}: queued as 3")
+        self.assertEqual(b.finished(3)["trigger"], "poll")
         b.env["BOOP_POLL"] = "0"
         b.restart()
         tip = self.moved()
-        until(lambda: b.process.send_signal(signal.SIGHUP) or len(b.records()) > 2, "3")
-        self.assertEqual(b.finished(3)["commit"], tip)
-        self.assertEqual(b.finished(3)["trigger"], "catch-up")
+        b.process.send_signal(signal.SIGHUP)
+        b.said(f"catch-up: main is at {tip[:8]}: queued as 4")
 
     def test_a_tip_that_fails_is_tried_at_each_start_and_sighup_and_polled_once(
         self,
     ) -> None:
-        b = self.origin("exit 1", **self.counted()).start()
+        b = self.origin("exit 1").start()
         b.said("queued as 1")
         b.finished(1)
         b.process.send_signal(signal.SIGHUP)
@@ -4722,126 +4699,69 @@ class CatchUp(Case):
         b.restart().said("catch-up: .*queued as 3")
         b.said("poll: .*queued as 4")
         b.finished(4)
-        before = self.looks(self.folder / "marks")
-        until(lambda: self.looks(self.folder / "marks") > before + 1, "two polls")
+        self.looks(2)
         self.assertEqual(len(b.records()), 4)
 
-    def test_a_new_target_or_script_is_deployed_to_at_the_next_start(self) -> None:
-        site(self.folder)
-        b = self.boop("exit 0", BOOP_REPO=str(self.folder / "origin.git"))
-        b.said("deployment 1: catch-up")
-        b.finished(1)
-        b.restart().said("listens on")
-        for number, change in ((2, "DEPLOY_TO"), (3, "script")):
-            if change == "script":
-                b.write_script("exit 0  # in another way")
-            else:
-                b.env[change] = "/srv/www"
-            b.restart().said(f"deployment {number}: catch-up")
-            b.finished(number)
-        b.process.send_signal(signal.SIGHUP)
-        self.assertEqual(len(b.records()), 3)
-
-    def test_without_boop_branch_the_repositorys_head_is_deployed(self) -> None:
-        b = self.origin()
+    def test_a_new_target_script_or_branch_is_deployed_at_the_next_start(self) -> None:
+        b = self.origin(BOOP_BRANCH="")
         tip = self.moved("trunk")
         git(self.folder / "origin.git", "symbolic-ref", "HEAD", "refs/heads/trunk")
         b.start().said(f"catch-up: trunk is at {tip[:8]}: queued as 1")
         self.assertEqual(b.finished(1)["branch"], "trunk")
+        b.env["DEPLOY_TO"] = "/srv/www"
+        b.restart().said("catch-up: .*queued as 2")
+        b.finished(2)
+        b.write_script("exit 0  # in another way")
+        b.restart().said("catch-up: .*queued as 3")
+        b.finished(3)
         b.env["BOOP_BRANCH"] = "main"
-        b.restart().said("catch-up: main is at .*: queued as 2")
-
-    def test_a_rollback_is_not_undone_by_a_restart_or_a_poll(self) -> None:
-        b = self.origin(**self.counted())
-        old = git(self.checkout, "rev-parse", "HEAD")
-        tip = self.moved()
-        b.start().said("queued as 1")
-        b.finished(1)
-        number = b.hook({"commit": old}, None).json["deployment"]
-        self.assertEqual(b.finished(number)["commit"], old)
-        for _ in range(2):
-            b.restart()
-            self.look(b)
-        b.env["BOOP_POLL"] = "1"
-        b.restart()
-        before = self.looks(self.folder / "marks")
-        until(lambda: self.looks(self.folder / "marks") > before + 1, "two polls")
-        self.assertEqual(len(b.records()), 2)
-        newer = self.moved()
-        b.said(f"{newer[:8]}: queued as 3")
-        self.assertNotEqual(newer, tip)
+        b.restart().said("catch-up: main is at .*: queued as 4")
+        b.finished(4)
+        self.looks(2, b)
+        self.assertEqual(len(b.records()), 4)
 
     def test_a_repository_out_of_reach_is_one_warning_not_a_flood(self) -> None:
-        b = self.origin(**self.counted(), BOOP_REPO=str(self.folder / "away.git"))
-        b.start().said("cannot look at .*away.git")
-        for _ in range(4):
-            self.look(b)
+        away = self.folder / "away.git"
+        b = self.origin(BOOP_REPO=str(away)).start()
+        b.said("cannot look at .*away.git")
+        self.looks(3, b)
         self.assertEqual(sum("cannot look" in line for line in b.lines), 1)
-        self.assertEqual(b.hook(github_push()).status, 202)
-        (self.folder / "origin.git").rename(self.folder / "away.git")
-        self.look(b)
+        # Bitbucket does not say the default branch: that push may be sent again
+        target = {"hash": "1" * 40, "message": "x", "author": {"raw": "A <a@b>"}}
+        new = {"type": "branch", "name": "main", "target": target}
+        payload = {"push": {"changes": [{"new": new, "closed": False}]}}
+        payload["repository"] = {"full_name": "a/b"}
+        answer = b.hook(payload, None, X_Event_Key="repo:push")
+        self.assertEqual(answer.status, 503, answer.text)
+        self.assertEqual(b.push(), 1)
+        (self.folder / "origin.git").rename(away)
+        self.looks(1, b)
         b.said("can be reached again")
         self.assertEqual(b.finished(1)["status"], "success")
-        self.assertEqual(b.get("/healthz").status, 200)
 
     def hanging(self) -> tuple[socket.socket, str]:
+        """A repository that takes a connection and says nothing."""
         server = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(server.close)
         return server, f"http://127.0.0.1:{server.getsockname()[1]}/x"
 
     def test_a_git_that_hangs_is_ended_and_delays_no_push(self) -> None:
         server, repo = self.hanging()
-        b = patched(self.daemon("exit 0", BOOP_REPO=repo), GIT_TIMEOUT_S=2).start()
+        b = patched(self.daemon(BOOP_REPO=repo), GIT_TIMEOUT_S=2).start()
         self.addCleanup(server.accept()[0].close)  # git is there, and waits
-        begun = time.monotonic()
         self.assertEqual(b.deploy()["status"], "success")
-        self.assertLess(time.monotonic() - begun, 1.5)
+        self.assertNotIn("no answer within", "".join(b.lines))
         b.said("no answer within 2 s")
         until(lambda: not with_word(repo), "the end of git, and of git-remote-http")
 
     def test_a_stop_does_not_wait_for_a_git_that_hangs(self) -> None:
         server, repo = self.hanging()
-        marker = self.folder / "ran"
-        d = self.daemon(f"echo > {marker}", BOOP_REPO=repo, BOOP_BRANCH="main")
-        b = patched(d, GIT_TIMEOUT_S=12).start()
-        first = server.accept()[0]  # of the catch-up
-        self.addCleanup(first.close)
+        b = self.boop("echo > ../ran", BOOP_REPO=repo, BOOP_BRANCH="main")
+        self.addCleanup(server.accept()[0].close)  # of the catch-up
         self.assertEqual(b.hook({}, None).status, 202)
         until(lambda: b.record(1)["status"] == "inprogress", "the deployment")
-        status, _ = b.stop()
-        self.assertEqual(status, 0)
-        self.assertFalse(marker.exists(), "the script was started after the stop")
-
-    def test_a_git_that_leaves_a_child_behind_does_not_hold_boop_for_ever(self) -> None:
-        bin_ = self.folder / "bin"
-        bin_.mkdir()
-        (bin_ / "git").write_text("#!/bin/sh\nsetsid sleep 60 &\necho $! > ../pid\n")
-        (bin_ / "git").chmod(0o755)
-        path = f"{bin_}:{os.environ['PATH']}"
-        d = self.daemon(
-            "exit 0", PATH=path, BOOP_REPO="https://h/x", BOOP_BRANCH="main"
-        )
-        d.folder = bin_
-        b = patched(d, GIT_TIMEOUT_S=1).start()
-        until((self.folder / "pid").exists, "git's child")
-        self.addCleanup(
-            lambda: os.kill(int((self.folder / "pid").read_text()), signal.SIGKILL)
-        )
-        number = b.hook({}, None).json["deployment"]
-        begun = time.monotonic()
-        until(lambda: b.record(number)["status"] == "success", "the deployment")
-        self.assertLess(time.monotonic() - begun, 10)
-
-    def test_no_push_is_ignored_because_git_could_not_say_the_default_branch(
-        self,
-    ) -> None:
-        b = self.boop(BOOP_REPO=str(self.folder / "away.git"))
-        target = {"hash": "1" * 40, "message": "x", "author": {"raw": "A <a@b>"}}
-        new = {"type": "branch", "name": "main", "target": target}
-        payload = {"push": {"changes": [{"new": new, "closed": False}]}}
-        payload["repository"] = {"full_name": "a/b"}
-        answer = b.hook(payload, None, X_Event_Key="repo:push")
-        self.assertEqual(answer.status, 503, answer.text)  # it may be asked again
+        self.assertEqual(b.stop()[0], 0)
+        self.assertFalse((b.state / "ran").exists(), "it was started after the stop")
 
 
 def with_word(word: str) -> list[str]:
@@ -4856,82 +4776,53 @@ def with_word(word: str) -> list[str]:
 # --- Endless and enormous -------------------------------------------------------------
 
 
-class Enormous(Case):
-    """Output without end."""
+class Enormous(Faults):
+    """Output without end, and readers who do not read it."""
 
-    MB = 400
-
-    def test_400_mb_of_output_costs_no_memory_and_blocks_nobody(self) -> None:
-        zeros = f"head -c {self.MB}M /dev/zero"
-        for name, script, env in (
-            ("many lines", f"yes 'a line of the log' | head -c {self.MB}M", {}),
-            ("one line", f"{zeros} | tr '\\0' x", {}),
-            ("with secrets", f"{zeros} | tr '\\0' s", {"MY_SECRET": "s" * 40 + "x"}),
+    def test_100_mb_of_output_cost_no_memory_and_block_nobody(self) -> None:
+        for script in (
+            "yes 'a line of the log' | head -c 100M",
+            "head -c 100M /dev/zero | tr '\\0' s",  # one line, nearly a secret
         ):
-            with self.subTest(name):
-                b = self.boop(f"{script}; echo done >&2", **env)
+            with self.afresh(script):
+                b = self.boop(f"{script}; exit 0", MY_SECRET="s" * 40 + "x")
                 b.get("/")
                 before = footprint(b.process.pid)
-                number, slowest = b.push(), 0.0
-                while b.record(number)["status"] not in ("success", "fail"):
-                    begun = time.monotonic()
+                number = b.push()
+                while not over(b):
                     self.assertEqual(b.get("/healthz").status, 200)
-                    slowest = max(slowest, time.monotonic() - begun)
-                after = footprint(b.process.pid)
-                record = b.record(number)
-                print(
-                    f"{name}: {record['duration']} s, {before} -> {after},"
-                    f" slowest answer {slowest:.3f} s",
-                    file=sys.stderr,
-                )
-                self.assertEqual(record["status"], "success", record)
-                self.assertLess(after.peak_kb - before.rss_kb, 8_000)
-                self.assertLess(slowest, 2)
-                tail = (b.state / f"{number}.log").read_bytes()
-                self.assertLess(len(tail), 10_486_760)
-                self.assertIn(b"boop: the log's limit of 10485760 bytes", tail[-500:])
-            self.doCleanups()
-            self.setUp()
+                self.assertEqual(b.record(number)["status"], "success")
+                peak = footprint(b.process.pid).peak_kb
+                self.assertLess(peak - before.rss_kb, 8_000)
+                kept = (b.state / "1.log").read_bytes()
+                self.assertLess(len(kept), 10_486_760)
+                self.assertIn(b"boop: the log's limit of 10485760 bytes", kept[-500:])
 
     def test_output_without_end_is_ended_by_the_time_limit(self) -> None:
-        for script in ("exec yes", "trap '' TERM; yes", "while :; do echo; done"):
-            with self.subTest(script):
-                b = patched(self.daemon(script, BOOP_TIMEOUT="1"), GRACE_S=1).start()
-                record = b.deploy()
-                self.assertEqual(record["reason"], "timed out after 1 s")
-                self.assertLess(record["duration"], 4)
-                self.assertLess(footprint(b.process.pid).peak_kb, 45_000)
-            self.doCleanups()
-            self.setUp()
-
-    def test_a_reader_that_stops_reading_holds_neither_memory_nor_the_script(
-        self,
-    ) -> None:
-        b = self.boop("yes | head -c 9000000; exit 0")
-        stuck = []
-        for path in ("/log/1?follow", "/?follow", "/log/latest"):
-            b.deploy()
-            s = socket.create_connection(("127.0.0.1", b.port))
-            self.addCleanup(s.close)
-            s.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            stuck.append(s)
-        self.assertEqual(b.deploy()["status"], "success")
+        script = "trap '' TERM; yes & while :; do echo; done"
+        b = patched(self.daemon(script, BOOP_TIMEOUT="1"), GRACE_S=1).start()
+        self.assertEqual(b.deploy()["reason"], "timed out after 1 s")
         self.assertLess(footprint(b.process.pid).peak_kb, 45_000)
 
-    def test_a_reader_that_pauses_too_long_gets_no_second_answer_in_the_first(
-        self,
-    ) -> None:
-        b = patched(self.daemon("yes | head -c 9000000"), SEND_TIMEOUT_S=1).start()
-        b.deploy()
-        with socket.socket() as s:
+    def test_readers_that_stop_reading_hold_up_nothing_and_get_one_answer(self) -> None:
+        b = patched(self.daemon("yes | head -c 9000000; exit 0"), SEND_TIMEOUT_S=1)
+        b.start().deploy()
+        stuck = []
+        for path in ("/log/1", "/log/2?follow"):
+            s = socket.socket()
+            self.addCleanup(s.close)
             s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            s.connect(("127.0.0.1", b.port))
             s.settimeout(LIMIT_S)
-            threads = footprint(b.process.pid).threads
-            s.sendall(b"GET /log/1 HTTP/1.1\r\nHost: x\r\n\r\n")
-            until(lambda: sockets_of(b) == 0, "the end of its connection")
-            self.assertEqual(len(statuses(read_all(s))), 1)
-            self.assertLessEqual(footprint(b.process.pid).threads, threads + 1)
+            if "2" in path:
+                b.push()
+            s.connect(("127.0.0.1", b.port))
+            s.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            stuck.append(s)
+        until(lambda: over(b), "the end of the second deployment")
+        until(lambda: sockets_of(b) == 0, "the end of their connections")
+        for s in stuck:
+            self.assertEqual(statuses(read_all(s)), [200])
+        self.assertLess(footprint(b.process.pid).peak_kb, 45_000)
 
 
 # --- Bad clients ----------------------------------------------------------------------
@@ -4940,25 +4831,25 @@ class Enormous(Case):
 class BadClients(Case):
     """Who is slow, gone, many, or makes no sense."""
 
-    def connect(self, b: Daemon, number: int) -> list[socket.socket]:
+    def connect(self, b: Daemon, number: int, sent: bytes = b"") -> list[socket.socket]:
         found = []
         for _ in range(number):
             s = socket.create_connection(("127.0.0.1", b.port), LIMIT_S)
             self.addCleanup(s.close)
+            s.sendall(sent)
             found.append(s)
         return found
 
-    def settled(self, b: Daemon, before: Footprint, kb: int = 16_000) -> None:
+    def settled(self, b: Daemon, before: Footprint) -> None:
         """Sockets, threads and memory are what they were."""
-        done = ("success", "fail")
-        until(lambda: all(d["status"] in done for d in b.records()), "the last run")
+        until(lambda: over(b), "the last run")
         until(lambda: sockets_of(b) <= 0, "the end of all connections")
-        after = until(
-            lambda: (f := footprint(b.process.pid)).threads <= before.threads and f,
-            "the end of the threads",
-        )
+        threads = before.threads
+        until(lambda: footprint(b.process.pid).threads <= threads, "the threads' end")
+        after = footprint(b.process.pid)
         self.assertLessEqual(after.descriptors, before.descriptors + 3)
-        self.assertLess(after.rss_kb - before.rss_kb, kb)
+        self.assertLess(after.rss_kb - before.rss_kb, 16_000)
+        self.assertEqual([s for s in b.lines if "a request failed" in s], [])
 
     def test_300_that_send_a_byte_now_and_then_are_gone_after_the_deadline(
         self,
@@ -4969,13 +4860,12 @@ class BadClients(Case):
         before = footprint(b.process.pid)
         unsigned = push_request(Content_Length="9999", X_Hub_Signature_256="sha256=0")
         body = unsigned.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
-        slow = self.connect(b, 300)
-        for s, first in zip(slow, [b"", b"GET / HTTP/1.1\r\nX: ", body] * 100):
-            s.sendall(first)
-        over = threading.Event()
+        slow = self.connect(b, 100) + self.connect(b, 100, b"GET / HTTP/1.1\r\nX: ")
+        slow += self.connect(b, 100, body)
+        ended = threading.Event()
 
         def drip() -> None:
-            while not over.wait(0.2):
+            while not ended.wait(0.2):
                 for s in slow:
                     with contextlib.suppress(OSError):
                         s.send(b"x")
@@ -4986,87 +4876,57 @@ class BadClients(Case):
             until(lambda: sockets_of(b) > 290, "the slow")
             until(lambda: b.push() and sockets_of(b) < 10, "the end of the slow")
         finally:
-            over.set()
+            ended.set()
             dripping.join()
         self.settled(b, before)
 
     def test_more_connections_than_boop_serves_are_turned_away_with_503(self) -> None:
         """And those that it serves, followers too, fit into 1,024 descriptors."""
-        tool("prlimit", "util-linux")
-        gate = self.gate()
-        b = self.daemon(
-            f"until read < {gate}; do :; done", prefix=["prlimit", "--nofile=1024:1024"]
-        ).start()
+        gate, limit = self.gate(), [tool("prlimit", "util-linux"), "--nofile=1024:1024"]
+        b = self.daemon(f"until read < {gate}; do :; done", prefix=limit).start()
         b.push()
         b.said("deployment 1: push")
         before = footprint(b.process.pid)
-        followers = self.connect(b, boop.MAX_FOLLOWERS)
-        for s in followers:
-            s.sendall(b"GET /log/1?follow HTTP/1.1\r\nHost: x\r\n\r\n")
+        follow = b"GET /log/1?follow HTTP/1.1\r\nHost: x\r\n\r\n"
+        held = self.connect(b, boop.MAX_FOLLOWERS, follow)
+        for s in held:
             self.assertIn(b" 200 ", s.recv(20))
         self.assertEqual(b.get("/log/1?follow").status, 503)
         self.assertEqual(b.push(), 2)
-        held = self.connect(b, boop.MAX_CONNECTIONS - boop.MAX_FOLLOWERS)
+        held += self.connect(b, boop.MAX_CONNECTIONS - boop.MAX_FOLLOWERS)
         until(lambda: sockets_of(b) >= boop.MAX_CONNECTIONS, "the connections")
-        for s in self.connect(b, 100):
-            s.sendall(push_request())
-            answer = read_all(s)
-            self.assertEqual(statuses(answer), [503])
-            head, _, body = answer.partition(b"\r\n\r\n")
+        for s in self.connect(b, 100, push_request()):
+            head, _, body = read_all(s).partition(b"\r\n\r\n")
+            self.assertEqual(statuses(head), [503])
             self.assertIn(b"Retry-After: ", head)
-            self.assertIn(f"Content-Length: {len(body)}\r\n".encode(), head)
             self.assertIn("error", json.loads(body))
-        self.assertEqual([s for s in b.lines if "cannot accept" in s], [])
-        for s in followers + held:
+        self.assertNotIn("cannot accept", "".join(b.lines))
+        for s in held:
             s.close()
         until(lambda: sockets_of(b) == 0, "their end")
-        self.open_gate(gate)
-        b.finished(1)
-        self.open_gate(gate)
+        for number in (1, 2):
+            self.open_gate(gate)
+            b.finished(number)
         self.settled(b, before)
 
     def test_without_a_free_descriptor_boop_and_its_deployments_go_on(self) -> None:
         b = self.boop()
         b.deploy()
-        _, hard = resource.prlimit(b.process.pid, resource.RLIMIT_NOFILE)
+        pid = b.process.pid
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         for room in range(8):
-            most = max(int(fd) for fd in os.listdir(f"/proc/{b.process.pid}/fd"))
-            resource.prlimit(
-                b.process.pid, resource.RLIMIT_NOFILE, (most + 1 + room, hard)
-            )
-            with socket.create_connection(("127.0.0.1", b.port), LIMIT_S) as s:
-                s.sendall(push_request())
-                if not room:
-                    b.said("cannot accept: Too many open files")
-                resource.prlimit(
-                    b.process.pid, resource.RLIMIT_NOFILE, (1024, hard)
-                ) if not room else None
-                self.assertIn(statuses(read_all(s)), ([202], [503]))
-            resource.prlimit(b.process.pid, resource.RLIMIT_NOFILE, (1024, hard))
-            done = ("success", "fail")
-            until(lambda: all(d["status"] in done for d in b.records()), "its run")
+            most = max(int(fd) for fd in os.listdir(f"/proc/{pid}/fd")) + 1 + room
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, hard))
+            (s,) = self.connect(b, 1, push_request())
+            if room == 0:  # not even for the connection, which waits
+                b.said("cannot accept: Too many open files")
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, (1024, hard))
+            self.assertIn(statuses(read_all(s)), ([202], [503]))
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (1024, hard))
+            until(lambda: over(b), "its run")
         for d in b.records():
             self.assertIn("Too many open files", d["reason"] or "Too many open files")
         self.assertEqual(b.deploy()["status"], "success")
-
-    def test_a_stop_is_heard_in_a_flood_of_connections(self) -> None:
-        b = self.boop()
-        flood = f"""
-import socket
-while True:
-    try:
-        socket.create_connection(("127.0.0.1", {b.port}), 1).close()
-    except ConnectionRefusedError:
-        break
-    except OSError:
-        pass
-"""
-        floods = [subprocess.Popen([sys.executable, "-c", flood]) for _ in range(4)]
-        for process in floods:
-            self.addCleanup(process.wait)
-            self.addCleanup(process.kill)
-        until(lambda: sockets_of(b) > 0, "the flood")
-        self.assertEqual(b.stop()[0], 0)
 
     def test_what_makes_no_sense_leaves_no_traceback_and_no_leak(self) -> None:
         b = self.boop()
@@ -5075,88 +4935,75 @@ while True:
         head = good.partition(b"\r\n\r\n")[0]
         many = b"".join(b"X-%d: y\r\n" % i for i in range(5000))
         get = b"GET / HTTP/1.1\r\nHost: x\r\n"
-        strange = {
-            "nothing": (b"", []),
-            "garbage": (bytes(range(256)) * 40, None),
-            "a TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9, []),
-            "no version": (b"GET /\r\n\r\n", None),
-            "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [505]),
-            "an absurd version": (b"GET / HTTP/1.99999999999999\r\n\r\n", None),
-            "no path": (b"GET\r\n\r\n", [400]),
-            "a long line": (b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n", [414]),
-            "a long header": (get + b"X: " + b"x" * 100_000, [431]),
-            "many headers": (get + many + b"\r\n", [431]),
-            "only LF": (good.replace(b"\r\n", b"\n"), [202]),
-            "a NUL in the path": (b"GET /\0 HTTP/1.1\r\nHost: x\r\n\r\n", [400]),
-            "a NUL in a header": (get + b"X: \0y\r\n\r\n", [400]),
-            "a bare CR": (get + b"X: y\rZ: z\r\n\r\n", [400]),
-            "a folded line": (get + b"X: y\r\n z\r\n\r\n", [400]),
-            "two hosts": (get + b"Host: y\r\n\r\n", [400]),
-            "no host": (b"GET / HTTP/1.1\r\n\r\n", [400]),
-            "no host, as 1.0 may": (b"GET / HTTP/1.0\r\n\r\n", [200]),
-            "a line that is no header": (get + b"X y\r\n\r\n", [400]),
-            "empty lines first": (b"\r\n\n\r\n" + get + b"\r\n", [200]),
-            "half a head": (head[: len(head) // 2], []),
-            "half a body": (good[:-9], [400]),
-            "two pushes": (good + good, [202]),
-            "a bad address": (b"GET http://[x/ HTTP/1.1\r\nHost: x\r\n\r\n", [200]),
-            "absolute": (b"GET http://h/ HTTP/1.1\r\nHost: h\r\n\r\n", [200]),
-            "a hidden request": (
-                get + b"Content-Length: 28\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n",
-                [200],
-            ),
-        }
-        for name, (data, expected) in strange.items():
+        smuggled = b"GET /healthz HTTP/1.1\r\n\r\n"
+        for name, data, expected in (
+            ("nothing", b"", []),
+            ("garbage", bytes(range(256)) * 40, None),
+            ("a TLS hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9, []),
+            ("no version", b"GET /\r\n\r\n", None),
+            ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [505]),
+            ("an absurd version", b"GET / HTTP/1.99999999999999\r\n\r\n", None),
+            ("no path", b"GET\r\n\r\n", [400]),
+            ("a long line", b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n", [414]),
+            ("a long header", get + b"X: " + b"x" * 100_000, [431]),
+            ("many headers", get + many + b"\r\n", [431]),
+            ("only LF", good.replace(b"\r\n", b"\n"), [202]),
+            ("a NUL in the path", get.replace(b"/ ", b"/\0 ") + b"\r\n", [400]),
+            ("a NUL in a header", get + b"X: \0y\r\n\r\n", [400]),
+            ("a bare CR", get + b"X: y\rZ: z\r\n\r\n", [400]),
+            ("a folded line", get + b"X: y\r\n z\r\n\r\n", [400]),
+            ("two hosts", get + b"Host: y\r\n\r\n", [400]),
+            ("no host", b"GET / HTTP/1.1\r\n\r\n", [400]),
+            ("no host, as 1.0 may", b"GET / HTTP/1.0\r\n\r\n", [200]),
+            ("a line that is no header", get + b"X y\r\n\r\n", [400]),
+            ("empty lines first", b"\r\n\n\r\n" + get + b"\r\n", [200]),
+            ("half a head", head[: len(head) // 2], []),
+            ("half a body", good[:-9], [400]),
+            ("two pushes", good + good, [202]),
+            ("a bad address", get.replace(b"/ ", b"http://[x/ ") + b"\r\n", [200]),
+            ("absolute", get.replace(b"/ ", b"http://h/ ") + b"\r\n", [200]),
+            ("one in another", get + b"Content-Length: 25\r\n\r\n" + smuggled, [200]),
+        ):
             with self.subTest(name):
-                with socket.create_connection(("127.0.0.1", b.port), LIMIT_S) as s:
-                    with contextlib.suppress(OSError):
-                        s.sendall(data)
-                        s.shutdown(socket.SHUT_WR)
-                    found = statuses(read_all(s))
+                (s,) = self.connect(b, 1)
+                with contextlib.suppress(OSError):
+                    s.sendall(data)
+                    s.shutdown(socket.SHUT_WR)
+                found = statuses(read_all(s))
                 if expected is not None:
                     self.assertEqual(found, expected)
                 self.assertTrue(all(f < 500 or f in (503, 505) for f in found), found)
         for cut in range(0, len(good), 40):  # vanished clients: RST
-            (s,) = self.connect(b, 1)
-            s.sendall(good[:cut])
+            (s,) = self.connect(b, 1, good[:cut])
             s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             s.close()
         self.settled(b, before)
         self.assertEqual(b.deploy()["status"], "success")
-        self.assertEqual([s for s in b.lines if "a request failed" in s], [])
 
     def test_a_refusal_arrives_though_the_body_is_not_read(self) -> None:
         b = self.boop()
-        for path, more in (("/", {}), ("/nowhere", {}), ("/deploy", {"x": "y"})):
-            with self.subTest(path):
-                request = push_request(github_push(x="x" * 9_000_000), path)
-                if more:
-                    request = request.replace(b"X-Hub-Signature-256", b"X-None")
-                answer = b.raw(request)
-                self.assertIn(statuses(answer), ([401], [404], [405]), answer)
+        big = github_push(x="x" * 9_000_000)
+        for path, status in (("/", 405), ("/nowhere", 404)):
+            self.assertEqual(statuses(b.raw(push_request(big, path))), [status])
+        unsigned = push_request(big).replace(b"X-Hub-Signature-256", b"X-None")
+        self.assertEqual(statuses(b.raw(unsigned)), [401])
+        form = b"payload=" + b"%41" * (1 << 20)
+        kind = "application/x-www-form-urlencoded"
+        answer = b.hook(form, Content_Type=kind, X_Gitea_Event="push")
+        self.assertEqual(answer.status, 413)
+        self.assertIn("application/json", answer.json["error"])
 
     def test_20_forged_bodies_of_20_mb_at_once_cost_the_memory_of_two(self) -> None:
         b = self.boop()
         b.deploy()
         before = footprint(b.process.pid)
-        body = b"x" * (20 << 20)
-        forged = push_request(X_Hub_Signature_256="sha256=0")
-        head = re.sub(
-            rb"Content-Length: \d+",
-            b"Content-Length: %d" % len(body),
-            forged.partition(b"\r\n\r\n")[0],
-        )
-        answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-
-        def forge() -> None:
-            answers.put(b.raw(head + b"\r\n\r\n" + body))
-
-        forgers = [threading.Thread(target=forge) for _ in range(20)]
-        for thread in forgers:
-            thread.start()
-        for _ in range(20):
-            self.assertIn(b" 401 ", answers.get()[:20])
-            b.push()
+        size, forged = 20 << 20, "sha256=0"
+        head = push_request(Content_Length=str(size), X_Hub_Signature_256=forged)
+        request = head.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" + b"x" * size
+        with concurrent.futures.ThreadPoolExecutor(20) as forgers:
+            for answer in forgers.map(b.raw, [request] * 20):
+                self.assertEqual(statuses(answer), [401])
+                b.push()
         after = footprint(b.process.pid)
         print(f"20 forged bodies: {before} -> {after}", file=sys.stderr)
         self.assertLess(after.peak_kb - before.rss_kb, 60_000)
@@ -5175,26 +5022,8 @@ while True:
         resource.prlimit(b.process.pid, resource.RLIMIT_AS, (hard, hard))
         self.assertEqual(b.hook(push).status, 202)
 
-    def test_a_form_over_1_mib_is_refused_unread(self) -> None:
-        b = self.boop()
-        form = b"payload=" + b"%41" * (1 << 20)
-        kind = "application/x-www-form-urlencoded"
-        answer = b.hook(form, Content_Type=kind, X_Gitea_Event="push")
-        self.assertEqual(answer.status, 413)
-        self.assertIn("application/json", answer.json["error"])
-        small = b"payload=" + b"%" * ((1 << 20) - 8)
-        wrong = {"X_Hub_Signature_256": "sha256=0", "X_Gitea_Event": "push"}
-        self.assertEqual(b.hook(small, Content_Type=kind, **wrong).status, 401)
-
 
 # --- Fuzz -----------------------------------------------------------------------------
-
-
-KEYS_OF_FORGES = (
-    "after author branch changes clone_url closed commit commits default_branch deleted"
-    " full_name git_http_url hash head_commit id message name new project push raw ref"
-    " repository target type user_name zen"
-).split()
 
 
 class Fuzz(Case):
@@ -5204,215 +5033,107 @@ class Fuzz(Case):
         super().setUp()
         self.seed = int(os.environ.get("SEED", random.randrange(1 << 32)))
         self.random = random.Random(self.seed)
+        print(f"seed {self.seed}", file=sys.stderr)
 
-    EVENTS = (
-        {"X-GitHub-Event": "push"},
-        {"X-GitHub-Event": "ping"},
-        {"X-Gitea-Event": "push", "X-GitHub-Event": "push"},
-        {"X-Forgejo-Event": "push", "X-Gitea-Event": "push"},
-        {"X-Gitlab-Event": "Push Hook"},
-        {"X-Event-Key": "repo:push"},
-        {"X-Event-Key": "diagnostics:ping"},
-        {},
-        {"X-GitHub-Event": "\x1b[31m\u00ff"},
-    )
-    LEAVES = (
-        *(None, True, False, 0, -1, 1e308, 10**400, "", "x", "main", "refs/heads/main"),
-        *(
-            "refs/heads/-x",
-            "refs/heads/a..b",
-            "refs/tags/v1",
-            "refs/heads/\0",
-            "\ud800",
-        ),
-        *("0" * 40, "1" * 40, "1" * 64, "G" * 40, "a\nb", "../..", "$(id)", "x" * 9999),
-        *(
-            "https://h/x",
-            "https://h/\nx",
-            "ext::sh",
-            "-x",
-            "file:///x",
-            "\u202e",
-            "[no ci]",
-        ),
-    )
-    KEYS = (*KEYS_OF_FORGES, "payload", "", "\0", "x" * 300, "__class__")
-
-    def value(self, depth: int = 0) -> object:
-        kind = self.random.random()
-        if depth > 4 or kind < 0.5:
-            return self.random.choice(self.LEAVES)
-        size = self.random.randrange(4)
-        if kind < 0.65:
-            return [self.value(depth + 1) for _ in range(size)]
-        keys = [self.random.choice(self.KEYS) for _ in range(size + 1)]
-        return {key: self.value(depth + 1) for key in keys}
-
-    REAL = (
-        github_push(),
-        {
-            "object_kind": "push",
-            "ref": "refs/heads/main",
-            "checkout_sha": "1" * 40,
-            "after": "1" * 40,
-            "user_name": "Ann",
-            "project": {"default_branch": "main", "git_http_url": "https://h/a/b.git"},
-            "commits": [{"id": "1" * 40, "message": "x", "author": {"name": "Ann"}}],
-        },
-        {
-            "repository": {
-                "full_name": "a/b",
-                "links": {"html": {"href": "https://h/"}},
-            },
-            "push": {
-                "changes": [
-                    {
-                        "closed": False,
-                        "new": {
-                            "type": "branch",
-                            "name": "main",
-                            "target": {
-                                "hash": "1" * 40,
-                                "message": "x",
-                                "author": {"raw": "A <a@b>"},
-                            },
-                        },
-                    }
-                ]
-            },
-        },
-        {"commit": "1" * 40},
-        {"zen": "Keep it logically awesome."},
+    LEAVES = [None, True, False, 0, -1, 1e308, 10**400, "", "x", "main", "x" * 9999]
+    LEAVES += ["0" * 40, "1" * 40, "1" * 64, "G" * 40, "a\nb", "../..", "$(id)"]
+    LEAVES += ["refs/heads/" + name for name in "main -x a..b a\0b @{u} x.lock".split()]
+    LEAVES += ["refs/tags/v1", "https://h/x", "https://h/\nx", "ext::sh", "file:///x"]
+    LEAVES += ["-x", "\ud800", "\u202e", "[no ci]"]
+    GITLAB = {
+        "ref": "refs/heads/main",
+        "after": "1" * 40,
+        "user_name": "Ann",
+        "project": {"default_branch": "main", "git_http_url": "https://h/a/b.git"},
+        "commits": [{"id": "1" * 40, "message": "x", "author": {"name": "Ann"}}],
+    }
+    TARGET = {"hash": "1" * 40, "message": "x", "author": {"raw": "A <a@b>"}}
+    CHANGE = {"closed": False, "new": {"type": "branch", "name": "m", "target": TARGET}}
+    BITBUCKET = {
+        "repository": {"full_name": "a/b", "links": {"html": {"href": "https://h/"}}},
+        "push": {"changes": [CHANGE]},
+    }
+    PING = {"zen": "Keep it logically awesome."}
+    DELIVERIES = (
+        ({"X_GitHub_Event": "push"}, github_push()),
+        ({"X_Forgejo_Event": "push", "X_Gitea_Event": "push"}, github_push()),
+        ({"X_Gitlab_Event": "Push Hook"}, GITLAB),
+        ({"X_Event_Key": "repo:push"}, BITBUCKET),
+        ({}, {"commit": "1" * 40}),
+        ({"X_GitHub_Event": "ping"}, PING),
+        ({"X_Event_Key": "diagnostics:ping"}, PING),
+        ({"X_GitHub_Event": "\x1b[31m\u00ff"}, None),
     )
 
     def mutated(self, value: object) -> object:
         """A copy with some of its values replaced, removed, doubled."""
-        chance = self.random.random()
-        if chance < 0.06:
-            return self.value(2)
+        if self.random.random() < 0.06:
+            return self.random.choice([*self.LEAVES, [], {}, [[]], self.GITLAB])
         if isinstance(value, dict):
-            return {
-                (
-                    self.random.choice(self.KEYS) if self.random.random() < 0.02 else k
-                ): self.mutated(v)
-                for k, v in value.items()
-                if self.random.random() > 0.03
-            }
+            kept = {k: v for k, v in value.items() if self.random.random() > 0.03}
+            return {key: self.mutated(v) for key, v in kept.items()}
         if isinstance(value, list):
-            found = [self.mutated(v) for v in value]
-            return found * self.random.choice((1, 1, 1, 0, 3))
+            items = [self.mutated(v) for v in value]
+            return items * self.random.choice((1, 1, 1, 0, 3))
         return value
 
-    def payload(self) -> bytes:
-        kind = self.random.random()
-        if kind < 0.1:
-            names = (
-                "-x",
-                "a..b",
-                "a b",
-                "x\0",
-                "x\n",
-                "@{u}",
-                "x.lock",
-                "\ud800",
-                "ok",
-            )
-            repo, name = self.random.choice(self.LEAVES), self.random.choice(names)
-            value = elsewhere(self.random.choice((repo, "https://h/x")), name)
-        else:
-            real = self.random.choice(self.REAL)
-            value = self.value() if kind < 0.3 else self.mutated(real)
-        body = json.dumps(value, ensure_ascii=self.random.random() < 0.8)
-        return body.encode("utf-8", "surrogatepass")
-
-    def settings(self, **env: str) -> boop.Settings:
-        given = {"BOOP_STATE": "state", "BOOP_SCRIPT": sys.executable, "BOOP_REPO": ""}
-        return boop.read_settings(given | env, {})
-
-    def test_no_payload_does_more_than_make_a_push_or_a_refusal(self) -> None:
-        ends: dict[str, int] = {}
-        for i in range(20_000):
-            body = self.payload()
-            headers = boop.Headers()
-            form = self.random.random() < 0.1
-            headers["Content-Type"] = boop.FORM if form else boop.JSON
-            for name, value in self.random.choice(self.EVENTS).items():
-                headers[name] = value
-            if not i % 500:
-                settings = self.settings(
-                    BOOP_REPO=self.random.choice(("", "https://h/own")),
-                    BOOP_BRANCH=self.random.choice(("", "main")),
-                )
-            sent = b"payload=" + urllib.parse.quote(body).encode() if form else body
+    def test_no_signed_payload_does_more_than_make_a_push_or_a_refusal(self) -> None:
+        b, ends = self.boop(BOOP_KEEP="10000"), collections.Counter()
+        for i in range(1200):
+            headers, payload = self.random.choice(self.DELIVERIES)
+            if self.random.random() < 0.2:  # another forge's
+                headers, _ = self.random.choice(self.DELIVERIES)
+            ascii_only = self.random.random() < 0.8
+            text = json.dumps(self.mutated(payload), ensure_ascii=ascii_only)
+            body = text.encode("utf-8", "surrogatepass")
+            kind = "application/json"
+            if self.random.random() < 0.1:
+                kind = "application/x-www-form-urlencoded"
+                body = b"payload=" + urllib.parse.quote(body).encode()
             with self.subTest(seed=self.seed, i=i, body=body[:300]):
-                try:
-                    push = boop.parse(headers, sent, settings, lambda: "main")
-                except boop.Refusal as refusal:
-                    end = f"{refusal.status} {refusal.word}"
-                    self.assertIn(refusal.status, (200, 400, 503))
-                    json.dumps(refusal.why)
-                    boop.one_line(refusal.why, 9999).encode()
-                else:
-                    end = "push"
-                    self.safe(push, settings)
-            ends[end] = ends.get(end, 0) + 1
-        print(f"payloads: seed {self.seed}, {ends}", file=sys.stderr)
-        self.assertGreater(ends["push"], 200)
+                status = b.hook(body, None, Content_Type=kind, **headers).status
+                self.assertIn(status, (200, 202, 400))
+                ends[status] += 1
+        until(lambda: over(b), "the last run")
+        for d in b.records():
+            with self.subTest(seed=self.seed, record=d):
+                self.assertRegex(d["repo"], r"^(https?|ssh|git)://[^\s-]\S*$")
+                self.assertRegex(d["branch"], r"^\w[\w./]*$")
+                self.assertRegex(d["commit"] or "1" * 40, r"^[0-9a-f]{40}([0-9a-f]{24})?$")
+                self.assertLess(len(d["message"] or "") + len(d["author"] or ""), 5000)
+                self.assertNotIn("\0", f"{d['message']}{d['author']}")
+                self.assertEqual(d["status"], "success")
+        print(f"answers: {ends}", file=sys.stderr)
+        self.assertGreater(min(ends[200], ends[202], ends[400]), 50)
 
-    def safe(self, push: boop.Push, settings: boop.Settings) -> None:
-        """Nothing in it is an option, a path, or no text for an environment."""
-        self.assertEqual(boop.branch_name(push.branch), push.branch)
-        if settings.repo:
-            self.assertEqual(push.repo, settings.repo)
-        self.assertRegex(push.repo, r"^(https?|ssh|git)://[^\s-][^\s]*$")
-        self.assertTrue(push.commit is None or boop.is_commit(push.commit))
-        for text in (push.message or "", push.author or ""):
-            self.assertNotIn("\0", text)
-            self.assertLessEqual(len(text), boop.MAX_MESSAGE_CHARS)
-            os.fsencode(text)
+    WORDS = [b"\r\n", b"\n", b"\0", b" ", b":", b"9" * 30, b"-1", b"\xff", b"chunked"]
+    WORDS += [b"%00", b"HTTP/1.1", b"x" * 70_000, b"\r\n\r\n"]
 
     def mutant(self, data: bytes) -> bytes:
-        out = bytearray(data)
+        """Bytes of a request with some replaced, removed, repeated, shuffled."""
         for _ in range(self.random.choice((0, 1, 1, 2, 5, 20))):
-            at = self.random.randrange(len(out) + 1)
-            kind = self.random.randrange(7)
-            if kind == 0:
-                out[at : at + 1] = bytes([self.random.randrange(256)])
-            elif kind == 1:
-                del out[at : at + self.random.choice((1, 2, 30))]
-            elif kind == 2:
-                out[at:at] = out[at : at + self.random.choice((1, 40, 400))]
-            elif kind == 3:
-                words = (
-                    b"\r\n",
-                    b"\n",
-                    b"\0",
-                    b" ",
-                    b":",
-                    b"9" * 30,
-                    b"-1",
-                    b"\xff",
-                    b"chunked",
-                    b"%00",
-                    b"HTTP/1.1",
-                    b"x" * 70_000,
-                    b"\r\n\r\n",
+            at = self.random.randrange(len(data) + 1)
+            to = at + self.random.choice((1, 2, 40, 400))
+            lines = data.split(b"\r\n")
+            self.random.shuffle(lines)
+            data = self.random.choice(
+                (
+                    data[:at] + bytes([self.random.randrange(256)]) + data[at + 1 :],
+                    data[:at] + data[to:],
+                    data[:to] + data[at:],
+                    data[:at] + self.random.choice(self.WORDS) + data[at:],
+                    data[:at],
+                    b"\r\n".join(lines),
+                    data + data[:at],
                 )
-                out[at:at] = self.random.choice(words)
-            elif kind == 4:
-                del out[at:]
-            elif kind == 5:
-                lines = bytes(out).split(b"\r\n")
-                self.random.shuffle(lines)
-                out = bytearray(b"\r\n".join(lines))
-            else:
-                out += out[: self.random.randrange(len(out) + 1)]
-        return bytes(out)
+            )
+        return data
 
     def test_no_request_makes_boop_answer_nonsense_or_stop_answering(self) -> None:
-        b = self.boop()
+        b, ends = self.boop(), collections.Counter()
         b.deploy()
-        bases = [push_request(), push_request({}), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"]
+        before = footprint(b.process.pid)
+        bases = [push_request(), push_request({})] * 9
         bases += [
             f"{method} {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n"
             f'If-None-Match: "x"\r\nAuthorization: Basic eDp5\r\n\r\n'.encode()
@@ -5420,48 +5141,23 @@ class Fuzz(Case):
             for path in ("/", "/log/1", "/log/latest?follow", "/healthz", "/x?y=z#w")
             for accept in ("*/*", "text/html", "application/json;q=0.5, text/*;q=.1")
         ]
-        before, ends = footprint(b.process.pid), {}
-        with contextlib.suppress(ValueError):
-            for i in range(6000):
-                data = self.mutant(self.random.choice(bases))
-                with self.subTest(seed=self.seed, i=i, data=data[:300]):
-                    with socket.create_connection(("127.0.0.1", b.port), LIMIT_S) as s:
-                        with contextlib.suppress(OSError):
-                            s.sendall(data)
-                            s.shutdown(socket.SHUT_WR)
-                        answer = read_all(s)
-                    self.assertTrue(
-                        not answer or answer.startswith(b"HTTP/1.1 "), answer
-                    )
-                    for status in statuses(answer) or [0]:
-                        ends[status] = ends.get(status, 0) + 1
-                        self.assertTrue(status < 500 or status in (503, 505), answer)
-        until(lambda: sockets_of(b) == 0, "the end of all connections")
-        room = before.descriptors + 1
-        until(lambda: descriptors(b.process.pid) <= room, "the end of what they queued")
+        for i in range(3000):
+            data = self.mutant(self.random.choice(bases))
+            with self.subTest(seed=self.seed, i=i, data=data[:300]):
+                with socket.create_connection(("127.0.0.1", b.port), LIMIT_S) as s:
+                    with contextlib.suppress(OSError):
+                        s.sendall(data)
+                        s.shutdown(socket.SHUT_WR)
+                    answer = read_all(s)
+                self.assertTrue(not answer or answer.startswith(b"HTTP/1.1 "), answer)
+                ends.update(found := statuses(answer))
+                self.assertTrue(all(s < 500 or s in (503, 505) for s in found), answer)
+        print(f"answers: {ends}", file=sys.stderr)
+        until(lambda: over(b) and sockets_of(b) == 0, "the end of what they asked for")
         after = footprint(b.process.pid)
-        print(
-            f"requests: seed {self.seed}, 6000 sent, {dict(sorted(ends.items()))},"
-            f" {before} -> {after}",
-            file=sys.stderr,
-        )
-        self.assertEqual([s for s in b.lines if "a request failed" in s], [])
+        self.assertLessEqual(after.descriptors, before.descriptors + 1)
         self.assertLess(after.rss_kb - before.rss_kb, 20_000)
-        self.assertEqual(b.deploy()["status"], "success")
-
-    def test_signed_nonsense_is_answered_and_boop_goes_on(self) -> None:
-        b, ends = self.boop(), {}
-        for i in range(400):
-            body = self.payload()
-            headers = {
-                k.replace("-", "_"): v
-                for k, v in self.random.choice(self.EVENTS).items()
-            }
-            with self.subTest(seed=self.seed, i=i, body=body[:300]):
-                status = b.hook(body, None, **headers).status
-                ends[status] = ends.get(status, 0) + 1
-                self.assertIn(status, (200, 202, 400))
-        print(f"signed: seed {self.seed}, {ends}", file=sys.stderr)
+        self.assertNotIn("a request failed", "".join(b.lines))
         self.assertEqual(b.deploy()["status"], "success")
 
 
