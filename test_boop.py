@@ -4389,47 +4389,18 @@ class Promises(Faults):
         b.restart(signal.SIGKILL)
         self.rerun(b, pid)
 
-    def test_no_orphan_of_a_finished_deployment_is_touched(self) -> None:
-        b = self.boop(
-            """
-            [ "$BOOP_NUMBER" = 1 ] || exec sleep 0.5
-            setsid bash -c 'echo $$ > ../server; exec sleep 1000' > /dev/null 2>&1 &
-            until [ -s ../server ]; do sleep .01; done
-            """
-        )
-        b.deploy()
-        pid = self.kill_later(int((b.state / "server").read_text()))
-        b.push()
-        b.said("deployment 2: push")
-        b.restart(signal.SIGKILL)
-        self.assertEqual(b.finished(3)["status"], "success")
-        self.assertTrue(alive(pid))
-
 
 # --- What a crash leaves --------------------------------------------------------------
 
 
 def record_of(number: int, **fields: object) -> dict:
-    """A record as the contract has it."""
-    when = f"2024-05-01T10:{number:02}:00.000Z"
-    pushed = github_push()
-    return {
-        "number": number,
-        "status": "success",
-        "reason": None,
-        "trigger": "push",
-        "repo": pushed["repository"]["clone_url"],
-        "branch": "main",
-        "commit": pushed["after"],
-        "message": "Fix typo",
-        "author": "Ann Author",
-        "pushes": 1,
-        "queued_at": when,
-        "started_at": when,
-        "finished_at": when,
-        "duration": 0.5,
-        **fields,
-    }
+    """A record as the contract has it, of a push that was deployed."""
+    names = ("queued_at", "started_at", "finished_at")
+    times = dict.fromkeys(names, f"2024-05-01T10:{number:02}:00.000Z")
+    pushed = {"repo": "https://h.example/one", "branch": "main", "commit": "1" * 40}
+    about = {"message": "Fix typo", "author": "Ann Author", "pushes": 1}
+    ended = {"status": "success", "reason": None, "trigger": "push", "duration": 0.5}
+    return {"number": number, **pushed, **about, **ended, **times, **fields}
 
 
 class Damage(Faults):
@@ -4667,30 +4638,11 @@ class CatchUp(Case):
         self.looks(2, b.restart())
         self.assertEqual(len(b.records()), 3)
 
-    def test_the_poll_and_sighup_look_too_and_no_poll_undoes_a_rollback(self) -> None:
-        b = self.origin(BOOP_POLL="1")
-        old, tip = git(self.checkout, "rev-parse", "HEAD"), self.moved()
-        b.start().said("queued as 1")
-        b.finished(1)
-        number = b.hook({"commit": old}, None).json["deployment"]
-        self.assertEqual(b.finished(number)["commit"], old)
-        b.restart()
-        self.looks(2)
-        self.assertEqual(len(b.records()), 2)
-        newer = self.moved()
-        b.said(f"poll: main is at {newer[:8]}: queued as 3")
-        self.assertEqual(b.finished(3)["trigger"], "poll")
-        b.env["BOOP_POLL"] = "0"
-        b.restart()
-        tip = self.moved()
-        b.process.send_signal(signal.SIGHUP)
-        b.said(f"catch-up: main is at {tip[:8]}: queued as 4")
-
     def test_a_tip_that_fails_is_tried_at_each_start_and_sighup_and_polled_once(
         self,
     ) -> None:
         b = self.origin("exit 1").start()
-        b.said("queued as 1")
+        b.said("catch-up: .*queued as 1")
         b.finished(1)
         b.process.send_signal(signal.SIGHUP)
         b.said("catch-up: .*queued as 2")
@@ -4701,6 +4653,9 @@ class CatchUp(Case):
         b.finished(4)
         self.looks(2)
         self.assertEqual(len(b.records()), 4)
+        tip = self.moved()
+        b.said(f"poll: main is at {tip[:8]}: queued as 5")
+        self.assertEqual(b.finished(5)["trigger"], "poll")
 
     def test_a_new_target_script_or_branch_is_deployed_at_the_next_start(self) -> None:
         b = self.origin(BOOP_BRANCH="")
@@ -4739,38 +4694,24 @@ class CatchUp(Case):
         b.said("can be reached again")
         self.assertEqual(b.finished(1)["status"], "success")
 
-    def hanging(self) -> tuple[socket.socket, str]:
-        """A repository that takes a connection and says nothing."""
+    def test_a_git_that_hangs_is_ended_and_delays_no_push_and_no_stop(self) -> None:
         server = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(server.close)
-        return server, f"http://127.0.0.1:{server.getsockname()[1]}/x"
-
-    def test_a_git_that_hangs_is_ended_and_delays_no_push(self) -> None:
-        server, repo = self.hanging()
-        b = patched(self.daemon(BOOP_REPO=repo), GIT_TIMEOUT_S=2).start()
-        self.addCleanup(server.accept()[0].close)  # git is there, and waits
-        self.assertEqual(b.deploy()["status"], "success")
-        self.assertNotIn("no answer within", "".join(b.lines))
-        b.said("no answer within 2 s")
-        until(lambda: not with_word(repo), "the end of git, and of git-remote-http")
-
-    def test_a_stop_does_not_wait_for_a_git_that_hangs(self) -> None:
-        server, repo = self.hanging()
-        b = self.boop("echo > ../ran", BOOP_REPO=repo, BOOP_BRANCH="main")
-        self.addCleanup(server.accept()[0].close)  # of the catch-up
-        self.assertEqual(b.hook({}, None).status, 202)
-        until(lambda: b.record(1)["status"] == "inprogress", "the deployment")
-        self.assertEqual(b.stop()[0], 0)
-        self.assertFalse((b.state / "ran").exists(), "it was started after the stop")
-
-
-def with_word(word: str) -> list[str]:
-    """The processes that have it in their command line."""
-    found = []
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            found += [path.parent.name] * (word.encode() in path.read_bytes())
-    return found
+        server.settimeout(LIMIT_S)
+        repo = f"http://127.0.0.1:{server.getsockname()[1]}/x"
+        d = self.daemon("echo run >> ../ran", BOOP_REPO=repo, BOOP_BRANCH="main")
+        b = patched(d, GIT_TIMEOUT_S=2).start()
+        with server.accept()[0] as look:  # git is there, and waits
+            self.assertEqual(b.deploy()["status"], "success")
+            self.assertNotIn("no answer within", "".join(b.lines))
+            b.said("no answer within 2 s")
+            self.assertIn(b"GET /x/", read_all(look))  # until git-remote-http ends
+        self.assertEqual(b.hook({}, None).status, 202)  # which has to ask for the tip
+        with server.accept()[0] as look:
+            until(lambda: b.record(2)["status"] == "inprogress", "the deployment")
+            self.assertEqual(b.stop()[0], 0)
+            read_all(look)
+        self.assertEqual((b.state / "ran").read_text(), "run\n")
 
 
 # --- Endless and enormous -------------------------------------------------------------
