@@ -5387,7 +5387,7 @@ def bench_pushes() -> None:
         b.stop()
 
 
-PLAIN = """
+THREE_COMMANDS = """
 rm -rf plain && git clone -q "$BOOP_REPO" plain && cd plain && hugo --quiet &&
 aws s3 sync --quiet --delete public "$DEPLOY_TO"
 """
@@ -5415,7 +5415,7 @@ def bench_deployments(posts: int = 500) -> None:
                 commit(checkout, {"content/post/1.md": page + "More."})
                 git(checkout, "push", "-q", "origin", "main")
             ours = deployed(HERE / "deploy.sh", to="ours")
-            plain = deployed("bash", "-c", PLAIN, to="plain")
+            plain = deployed("bash", "-c", THREE_COMMANDS, to="plain")
             print(f"  {what:<20} {ours:8.2f}; clone, hugo, aws s3 sync {plain:8.2f}")
         s3.close()
 
