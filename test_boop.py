@@ -4198,6 +4198,18 @@ def elsewhere(repo: str, branch: str) -> dict:
     return github_push(branch, repository=repository)
 
 
+GITLAB_PUSH = {
+    "ref": "refs/heads/main",
+    "after": "1" * 40,
+    "user_name": "Ann",
+    "project": {"default_branch": "main", "git_http_url": "https://h/a/b.git"},
+    "commits": [{"id": "1" * 40, "message": "x", "author": {"name": "Ann"}}],
+}
+TARGET = {"hash": "1" * 40, "message": "x", "author": {"raw": "A <a@b>"}}
+CHANGE = {"closed": False, "new": {"type": "branch", "name": "m", "target": TARGET}}
+BITBUCKET_PUSH = {"repository": {"full_name": "a/b"}, "push": {"changes": [CHANGE]}}
+
+
 def statuses(answer: bytes) -> list[int]:
     """Those of all the responses in what came back."""
     return [int(s) for s in re.findall(rb"(?m)^HTTP/1\.[01] (\d{3}) ", answer)]
@@ -4683,11 +4695,7 @@ class CatchUp(Case):
         self.looks(3, b)
         self.assertEqual(sum("cannot look" in line for line in b.lines), 1)
         # Bitbucket does not say the default branch: that push may be sent again
-        target = {"hash": "1" * 40, "message": "x", "author": {"raw": "A <a@b>"}}
-        new = {"type": "branch", "name": "main", "target": target}
-        payload = {"push": {"changes": [{"new": new, "closed": False}]}}
-        payload["repository"] = {"full_name": "a/b"}
-        answer = b.hook(payload, None, X_Event_Key="repo:push")
+        answer = b.hook(BITBUCKET_PUSH, None, X_Event_Key="repo:push")
         self.assertEqual(answer.status, 503, answer.text)
         self.assertEqual(b.push(), 1)
         (self.folder / "origin.git").rename(away)
@@ -4981,25 +4989,12 @@ class Fuzz(Case):
     LEAVES += ["refs/heads/" + name for name in "main -x a..b a\0b @{u} x.lock".split()]
     LEAVES += ["refs/tags/v1", "https://h/x", "https://h/\nx", "ext::sh", "file:///x"]
     LEAVES += ["-x", "\ud800", "\u202e", "[no ci]"]
-    GITLAB = {
-        "ref": "refs/heads/main",
-        "after": "1" * 40,
-        "user_name": "Ann",
-        "project": {"default_branch": "main", "git_http_url": "https://h/a/b.git"},
-        "commits": [{"id": "1" * 40, "message": "x", "author": {"name": "Ann"}}],
-    }
-    TARGET = {"hash": "1" * 40, "message": "x", "author": {"raw": "A <a@b>"}}
-    CHANGE = {"closed": False, "new": {"type": "branch", "name": "m", "target": TARGET}}
-    BITBUCKET = {
-        "repository": {"full_name": "a/b", "links": {"html": {"href": "https://h/"}}},
-        "push": {"changes": [CHANGE]},
-    }
     PING = {"zen": "Keep it logically awesome."}
     DELIVERIES = (
         ({"X_GitHub_Event": "push"}, github_push()),
         ({"X_Forgejo_Event": "push", "X_Gitea_Event": "push"}, github_push()),
-        ({"X_Gitlab_Event": "Push Hook"}, GITLAB),
-        ({"X_Event_Key": "repo:push"}, BITBUCKET),
+        ({"X_Gitlab_Event": "Push Hook"}, GITLAB_PUSH),
+        ({"X_Event_Key": "repo:push"}, BITBUCKET_PUSH),
         ({}, {"commit": "1" * 40}),
         ({"X_GitHub_Event": "ping"}, PING),
         ({"X_Event_Key": "diagnostics:ping"}, PING),
@@ -5009,7 +5004,7 @@ class Fuzz(Case):
     def mutated(self, value: object) -> object:
         """A copy with some of its values replaced, removed, doubled."""
         if self.random.random() < 0.06:
-            return self.random.choice([*self.LEAVES, [], {}, [[]], self.GITLAB])
+            return self.random.choice([*self.LEAVES, [], {}, [[]], GITLAB_PUSH])
         if isinstance(value, dict):
             kept = {k: v for k, v in value.items() if self.random.random() > 0.03}
             return {key: self.mutated(v) for key, v in kept.items()}
