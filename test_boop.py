@@ -5243,21 +5243,17 @@ class Reporting(Faults):
         return patched(d, CLOSE_S=0.5).start()
 
     def test_commit_statuses_come_in_order_and_link_to_the_log(self) -> None:
-        server = self.api()
+        server, name = self.api(), "Codertocat/Hello-World"
         b = self.reporting(server.server_port, '[ "$BOOP_NUMBER" != 2 ]')
         for number, end in ((1, "success"), (2, "failure"), (3, "success")):
-            b.push(f"{number}" * 40)
+            commit, link = f"{number}" * 40, f"https://boop.example/log/{number}"
+            b.push(commit)
             for state in ("pending", end):
-                path, body, authorization = server.taken.get(timeout=LIMIT_S)
-                commit = f"{number}" * 40
-                self.assertEqual(
-                    path, f"/repos/Codertocat/Hello-World/statuses/{commit}"
-                )
+                path, body, token = server.taken.get(timeout=LIMIT_S)
+                self.assertEqual(path, f"/repos/{name}/statuses/{commit}")
                 self.assertEqual((body["state"], body["context"]), (state, "boop"))
-                self.assertEqual(
-                    body["target_url"], f"https://boop.example/log/{number}"
-                )
-                self.assertEqual(authorization, "token ghp_0123456789")
+                self.assertEqual(body["target_url"], link)
+                self.assertEqual(token, "token ghp_0123456789")
 
     def test_an_api_that_is_slow_dead_or_ill_delays_no_deployment(self) -> None:
         silent = socket.create_server(("127.0.0.1", 0))
@@ -5306,7 +5302,7 @@ class Reporting(Faults):
         b = patched(d, **{"Reporter.NOTIFY_TIMEOUT_S": 1}).start()
         for _ in range(4):
             self.assertEqual(b.deploy()["status"], "success")
-        self.assertNotIn(str(notify), "".join(b.lines))  # the first still hangs
+        self.assertLess("".join(b.lines).count("timed out"), 2)  # one still hangs
         b.said("exit status 3: what")
         b.said("exit status 4")
         self.kill_later(int(child.read_text()))
