@@ -4890,11 +4890,8 @@ class BadClients(Case):
         smuggled = b"GET /healthz HTTP/1.1\r\n\r\n"
         for name, data, expected in (
             ("nothing", b"", []),
-            ("garbage", bytes(range(256)) * 40, None),
             ("a TLS hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9, []),
-            ("no version", b"GET /\r\n\r\n", None),
             ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [505]),
-            ("an absurd version", b"GET / HTTP/1.99999999999999\r\n\r\n", None),
             ("no path", b"GET\r\n\r\n", [400]),
             ("a long line", b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n", [414]),
             ("a long header", get + b"X: " + b"x" * 100_000, [431]),
@@ -4921,10 +4918,7 @@ class BadClients(Case):
                 with contextlib.suppress(OSError):
                     s.sendall(data)
                     s.shutdown(socket.SHUT_WR)
-                found = statuses(read_all(s))
-                if expected is not None:
-                    self.assertEqual(found, expected)
-                self.assertTrue(all(f < 500 or f in (503, 505) for f in found), found)
+                self.assertEqual(statuses(read_all(s)), expected)
         for cut in range(0, len(good), 40):  # vanished clients: RST
             (s,) = self.connect(b, 1, good[:cut])
             s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -5045,7 +5039,7 @@ class Fuzz(Case):
         self.assertGreater(min(ends[200], ends[202], ends[400]), 50)
 
     WORDS = [b"\r\n", b"\n", b"\0", b" ", b":", b"9" * 30, b"-1", b"\xff", b"chunked"]
-    WORDS += [b"%00", b"HTTP/1.1", b"x" * 70_000, b"\r\n\r\n"]
+    WORDS += [b"%00", b"HTTP/1.9", b"HTTP/1.1", b"x" * 70_000, b"\r\n\r\n"]
 
     def mutant(self, data: bytes) -> bytes:
         """Bytes of a request with some replaced, removed, repeated, shuffled."""
