@@ -91,7 +91,7 @@ chmod 700 .
 exec 9>>lock
 flock -n 9 || { echo 'waiting for an earlier run to end'; flock 9; report wait 'it ended'; }
 export GIT_CEILING_DIRECTORIES=$work    # a damaged src must not lead git to a repository above
-rm -rf site stage said.* hugo.config
+rm -rf site stage said.*
 
 aws() {                         # older versions do not know AWS_ENDPOINT_URL
   local url=${AWS_ENDPOINT_URL:-}
@@ -187,7 +187,6 @@ if [[ $hugo ]]; then
   : >building
   try 'hugo failed' build
   rm building
-  if [[ ${BOOP_RESULT:-} ]]; then hugo config --source src >hugo.config 2>/dev/null & fi
   pages=$({ grep -rLi --include='*.html' 'http-equiv="\?refresh' site || :; } | wc -l)
   if [[ ! -e site/index.html || $pages == 0 ]]; then      # an alias is no page
     refuse 'hugo made no home page (is the theme or a template missing?)'
@@ -318,10 +317,9 @@ if [[ -s changed || -s gone ]] || ! cmp -s "$manifest" manifest; then
   fi
 fi
 mv manifest "$manifest"
-if [[ -e hugo.config && ! ${DEPLOY_URL:-} ]]; then      # example.org is hugo's placeholder
-  wait
-  DEPLOY_URL=$(sed -nE "/example\.(org|com)/d
-    s#^baseurl *= *[\"'](https?://[^\"']+)[\"']#\1#ip" hugo.config)
+if [[ $hugo && ${BOOP_RESULT:-} && ! ${DEPLOY_URL:-} ]]; then  # example.org: a placeholder
+  DEPLOY_URL=$(hugo config --source src 2>/dev/null | sed -nE "/example\.(org|com)/d
+    s#^baseurl *= *[\"'](https?://[^\"']+)[\"']#\1#ip") || :
 fi
 result url "${DEPLOY_URL:-}"
 rm -rf stage

@@ -4393,7 +4393,7 @@ class Promises(Faults):
         )
         b.deploy()
         pid = int((b.state / "server").read_text())
-        self.addCleanup(self.kill, pid)
+        self.addCleanup(os.kill, pid, signal.SIGKILL)
         b.push()
         b.said("deployment 2: push")
         b.restart(signal.SIGKILL)
