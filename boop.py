@@ -1186,11 +1186,14 @@ class Deployments:
           somebody's wish, and tries again
         - it was cancelled
         - the tip was live when a commit was rolled back to, or its message said: skip
-        - something else is live: there is
+        - something else is live, also of another repository or branch: there is
         """
         tip = push.commit
         for d in self.newest_first():
-            if (d.repo, d.branch) != (push.repo, push.branch) or d.interrupted:
+            ours = (d.repo, d.branch) == (push.repo, push.branch)
+            if d.status == "success" and not ours:
+                return False
+            if d.interrupted or not ours:
                 continue
             failed = d.status == "fail"
             if d.reason == CANCELLED and tip in (d.commit, d.tip):

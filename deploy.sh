@@ -230,6 +230,10 @@ if [[ ${DEPLOY_FORCE:-} == 1 ]]; then
 elif [[ -s others ]]; then
   echo "$(wc -l <others) files here are not boop's: left alone; DEPLOY_FORCE=1 deletes them"
 fi
+# The default folder is boop's own: another repository's site takes the place of the last.
+if [[ ! ${DEPLOY_TO:-} && -e manifests/repo && $(<manifests/repo) != "$repo" ]]; then
+  : >lost
+fi
 uploaded=$(wc -l <changed) deleted=$(wc -l <gone) lost=$(wc -l <lost)
 published=$(sed '/^+/d' was | wc -l)
 report compare "$uploaded to upload, $deleted to delete, $((files - uploaded)) unchanged"
@@ -317,6 +321,7 @@ if [[ -s changed || -s gone ]] || ! cmp -s "$manifest" manifest; then
   fi
 fi
 mv manifest "$manifest"
+if [[ ! ${DEPLOY_TO:-} ]]; then printf '%s\n' "$repo" >manifests/repo; fi
 if [[ $hugo && ${BOOP_RESULT:-} && ! ${DEPLOY_URL:-} ]]; then  # example.org: a placeholder
   DEPLOY_URL=$(hugo config --source src 2>/dev/null | sed -nE "/example\.(org|com)/d
     s#^baseurl *= *[\"'](https?://[^\"']+)[\"']#\1#ip") || :

@@ -2141,6 +2141,22 @@ class WholeWay(Case):
         self.assertEqual(b.finished(1)["status"], "success")
         self.assertIn("success", b.get("/").text)
 
+    def test_a_second_sites_checkout_has_its_turn_in_boops_own_folder(self) -> None:
+        b = self.daemon(
+            BOOP_SCRIPT=str(HERE / "deploy.sh"), BOOP_REPO=None, BOOP_SECRET=None
+        )
+        pages = {name: {f"{name}{n}.html": name for n in range(4)} for name in "ab"}
+        for number, name in enumerate("aba", 1):
+            b.folder = self.folder / name
+            if not b.folder.exists():
+                b.folder.mkdir()
+                git(b.folder, "init", "-q", "-b", "main")
+                commit(b.folder, pages[name])
+            b.start()
+            self.assertEqual(b.finished(number)["status"], "success")
+            b.stop()
+            self.assertEqual(sorted(tree(b.state / "public")), sorted(pages[name]))
+
 
 # --- Every forge, every trigger -------------------------------------------------------
 
