@@ -1744,24 +1744,22 @@ class Runner:
         return len(data)
 
     def _end_orphans(self, numbers: tuple[int, ...]) -> None:
-        """Ends what is left of scripts that a killed boop was running: SIGTERM, and
-        SIGKILL GRACE_S later. Known by their environment, proc(5), so that there is no
-        moment at which a script runs and is not known. Looks until two looks have
-        found none: a process in the middle of exec(2) has no environment."""
+        """Ends what is left of scripts that a killed boop was running. Known by their
+        environment, proc(5), so that there is no moment at which a script runs and is
+        not known. Looks until two looks have found none: a process in the middle of
+        exec(2) has no environment. systemd would have killed them with boop, too."""
         state = f"BOOP_STATE={self._settings.state}".encode()
         marks = {f"BOOP_NUMBER={number}".encode() for number in numbers}
-        deadline, told, quiet = time.monotonic() + GRACE_S, set[int](), 0
-        while marks and quiet < 2:
-            late = time.monotonic() > deadline
-            orphans = set(_having(state, marks))
-            for pid in orphans if late else orphans - told:
+        quiet = 0
+        while marks and quiet < 2 and not self._stop:
+            quiet += 1
+            for pid in _having(state, marks):
                 say(f"ending process {pid}, left by a killed boop", NOTICE)
                 try:
-                    os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+                    os.kill(pid, signal.SIGKILL)
                 except (ProcessLookupError, PermissionError):
-                    pass
-            told |= orphans
-            quiet = 0 if orphans else quiet + 1
+                    continue  # gone by itself | not ours to end
+                quiet = 0
             time.sleep(0.02)
 
 
@@ -1977,41 +1975,29 @@ class Reporter:
             "BOOP_LOG": self._deployments.log_path(d.number),
             "BOOP_LOG_URL": self._settings.web(f"log/{d.number}"),
         }
-        child = subprocess.Popen(
-            [self._settings.notify],
-            env={**script_environment(self._settings, self._environ, d), **more},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + self.NOTIFY_TIMEOUT_S
-        with child:
-            words = _first_words(child, deadline)
+        with open(os.memfd_create("notify"), "w+b") as said:  # no pipe to be held open
+            child = subprocess.Popen(
+                [self._settings.notify],
+                env={**script_environment(self._settings, self._environ, d), **more},
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+            )
             try:
-                child.wait(max(0, deadline - time.monotonic()))
+                child.wait(self.NOTIFY_TIMEOUT_S)
                 why = _exit_reason(child)
             except subprocess.TimeoutExpired:
                 why = f"timed out after {self.NOTIFY_TIMEOUT_S} s"
                 _end_group(child.pid, signal.SIGKILL)
+                child.wait()
+            words = os.pread(said.fileno(), PIPE_BYTES, 0).decode("utf-8", "replace")
         if why:
             say(f"{self._settings.notify}: {why}: {one_line(words, 300)}", WARNING)
 
 
 if typing.TYPE_CHECKING:
     Reports = queue.SimpleQueue[Deployment | None]  # None is the last
-
-
-def _first_words(child: subprocess.Popen[bytes], deadline: float) -> str:
-    """The beginning of its output, read until its end or the deadline."""
-    assert child.stdout
-    words, fd = b"", child.stdout.fileno()
-    while select.select([fd], [], [], max(0, deadline - time.monotonic()))[0]:
-        part = os.read(fd, PIPE_BYTES)
-        if not part:
-            break
-        words = (words + part)[:PIPE_BYTES]
-    return words.decode("utf-8", "replace")
 
 
 # --- 7. Pages -------------------------------------------------------------------------
