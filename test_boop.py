@@ -1880,13 +1880,18 @@ class Starting(Case):
 
     def test_every_mistake_is_named_at_once_and_the_exit_status_is_78(self) -> None:
         status, _, err = self.run_boop(
-            BOOP_PORT="http", BOOP_TIMEOUT="0", BOOP_SCRIPT="/no/such", BOOP_KEEP="x"
+            BOOP_PORT="http",
+            BOOP_TIMEOUT="0",
+            BOOP_SCRIPT="/no/such",
+            BOOP_KEEP="x",
+            GIT_CONFIG_COUNT="x",
         )
         self.assertEqual(status, 78)
+        names = "BOOP_PORT BOOP_SCRIPT BOOP_TIMEOUT BOOP_KEEP GIT_CONFIG_COUNT".split()
         lines = err.splitlines()
-        self.assertEqual(len(lines), 4, err)
-        for line, name in zip(lines, ("PORT", "SCRIPT", "TIMEOUT", "KEEP")):
-            self.assertIn(f"BOOP_{name}", line)
+        self.assertEqual(len(lines), len(names), err)
+        for line, name in zip(lines, names):
+            self.assertIn(name, line)
 
     def test_a_flag_wins_over_its_variable(self) -> None:
         status, _, err = self.run_boop("--port", "x", BOOP_PORT="1")
@@ -5185,23 +5190,37 @@ class Masking(Faults):
             self.assertNotIn(secret[:12], answer.text + "".join(b.lines))
 
     def test_no_part_of_the_repositorys_user_is_shown(self) -> None:
-        for user, parts in (
-            ("ann:hunter2hunter2", ["hunter2hunter2"]),
-            ("ghp_tokentokentoken", ["ghp_tokentokentoken"]),
-            ("ghp_tokentokentoken:x-oauth-basic", ["ghp_tokentokentoken"]),
-            ("ann:p%40sswordp%40ss", ["p%40sswordp%40ss", "p@sswordp@ss"]),
+        for scheme, user, parts in (
+            ("http", "ann:hunter2hunter2", ["hunter2hunter2"]),
+            ("HTTPS", "ann:hunter2hunter2", ["hunter2hunter2"]),
+            ("ftp", "ann:hunter2hunter2", ["hunter2hunter2"]),
+            ("ssh", "git:hunter2hunter2", ["hunter2hunter2"]),
+            ("http", "ghp_tokentokentoken", ["ghp_tokentokentoken"]),
+            ("http", "ghp_tokentokentoken:x-oauth-basic", ["ghp_tokentokentoken"]),
+            ("http", "ann:p%40sswordp%40ss", ["p%40sswordp%40ss", "p@sswordp@ss"]),
         ):
-            with self.afresh(user):
+            with self.afresh(f"{scheme}://{user}"):
                 b = self.boop(
                     f'echo "$BOOP_REPO"; env; printf "%s\\n" {" ".join(parts)};'
                     f" echo \"could not read 'https://{user.partition(':')[0]}@h'\"",
-                    BOOP_REPO=f"http://{user}@127.0.0.1:1/a/b.git",
+                    BOOP_REPO=f"{scheme}://{user}@127.0.0.1:1/a/b.git",
                     BOOP_BRANCH="main",
                 )
                 b.said("cannot look at")
                 found = self.everywhere(b, b.push())
                 for part in [user, *parts]:
                     self.assertNotIn(part, found)
+
+    def test_no_line_of_a_private_key_is_shown(self) -> None:
+        lines = [
+            "-----BEGIN KEY-----",
+            "MIIEpAIBAAKCAQEA7",
+            "q83vEjRWeJCrze8SNFZ4",
+            "x=",
+        ]
+        b = self.boop('echo "$DEPLOY_KEY" | tac', DEPLOY_KEY="\n".join(lines))
+        b.deploy()
+        self.assertIn("x=\n***\n***\n***\n", b.log(1))
 
 
 # --- Telling others -------------------------------------------------------------------
