@@ -1251,7 +1251,6 @@ class InABrowser(Case):
     def setUp(self) -> None:
         super().setUp()
         self.b = self.boop()
-        self.base = f"http://127.0.0.1:{self.b.port}/"
 
     def deploy(self, script: str, message: str = "Fix typo") -> int:
         """Queues a deployment that runs the script: its number."""
@@ -1261,12 +1260,12 @@ class InABrowser(Case):
         self.b.said(f"deployment {answer.json['deployment']}: push")
         return answer.json["deployment"]
 
-    def gate_file(self) -> str:
-        """The name of a file, not there yet, that a script waits for."""
-        return tempfile.mktemp(dir=self.folder)
+    def wait_for(self, name: str) -> str:
+        """In a script: waits until the test calls `go_on` with that name."""
+        return f"until test -e {self.folder}/{name}; do sleep 0.05; done;"
 
-    def wait_for(self, gate: str) -> str:
-        return f"while ! test -e {gate}; do sleep 0.05; done; "
+    def go_on(self, name: str) -> None:
+        (self.folder / name).touch()
 
     def show(self, *ds: boop.Deployment) -> None:
         """Has boop tell of these deployments, newest first."""
@@ -1278,13 +1277,6 @@ class InABrowser(Case):
             "boop.Deployments.get = lambda self, n: {d.number: d for d in told}.get(n)",
         )
         self.b.start()
-        self.base = f"http://127.0.0.1:{self.b.port}/"
-
-    def answer(self, records: list[dict[str, object]]) -> None:
-        """Has the page draw these records, whatever boop has."""
-        body = json.dumps({"deployments": records})
-        self.browser.js(f"window.fetch = async () => new Response({body!r})")
-        self.b.push()  # a change: the page fetches again
 
     def resize(self, width: int, height: int) -> None:
         """The window's size; 0: as it was."""
@@ -1295,89 +1287,92 @@ class InABrowser(Case):
             params=size | {"mobile": False},
         )
 
-    def hrefs(self) -> list[str]:
-        code = "return [...document.links].map(a => a.getAttribute('href'))"
-        return typing.cast("list[str]", self.browser.js(code))
-
     def open(self, path: str = "") -> Browser:
         self.browser.call("/url", url="about:blank")
-        self.browser.call("/url", url=self.base + path)
+        self.browser.call("/url", url=f"http://127.0.0.1:{self.b.port}/{path}")
         return self.browser
 
-    def lines(self) -> list[str]:
-        got = self.browser.js(
-            "return [...document.querySelectorAll('[id^=L]')].map(l => l.textContent)"
+    def each(self, selector: str, value: str = "textContent") -> list[typing.Any]:
+        """A property of each element that the selector finds."""
+        code = (
+            f"return [...document.querySelectorAll({selector!r})].map(e => e.{value})"
         )
-        return typing.cast("list[str]", got)
+        return typing.cast("list[typing.Any]", self.browser.js(code))
+
+    def hrefs(self) -> list[str]:
+        return self.each("a", "getAttribute('href')")
+
+    def lines(self) -> list[str]:
+        return self.each("[id^=L]")
 
     def finish(self) -> None:
         """Waits until all of a log is drawn, and its end is known."""
         self.browser.until("document.querySelector('#log:not([aria-busy])')")
 
-    def test_a_log_is_followed_to_its_end_and_the_tab_says_how_it_went(self) -> None:
-        gate = self.gate_file()
-        n = self.deploy(f"echo one; {self.wait_for(gate)} echo two; exit 7")
-        b = self.open(f"log/{n}")
-        b.until("document.body.innerText.includes('one')")
-        b.until("document.title.startsWith('▶')")
-        self.assertNotIn("two", self.lines())
-        icon = b.js("return document.querySelector('link[rel=icon]').href")
-        pathlib.Path(gate).touch()
-        b.until("document.title.startsWith('✗')")
-        self.assertIn("two", self.lines())
-        self.assertIn("exit status 7", b.js("return said.textContent"))
-        self.assertIn("exit status 7", b.js("return document.body.innerText"))
-        self.assertNotEqual(
-            icon, b.js("return document.querySelector('link[rel=icon]').href")
-        )
-
-    def test_the_list_follows_by_itself(self) -> None:
+    def test_the_list_leads_to_the_first_deployment_and_follows_by_itself(self) -> None:
         b = self.open()
-        gate = self.gate_file()
-        n = self.deploy(self.wait_for(gate), message="Seen in the list")
-        b.until(f"document.querySelector('.hero a[href=\"log/{n}\"]')")
+        b.until("document.querySelector('.steps code')")
+        deploy = f"http://127.0.0.1:{self.b.port}/deploy"
+        self.assertEqual(self.each("code")[0], deploy)
+        first = self.deploy(self.wait_for("go"), message="Seen in the list")
+        b.until(f"document.querySelector('.hero a[href=\"log/{first}\"]')")
         b.until(
             "/^[1-9] s/.test(document.querySelector('.rows time.run')?.textContent)"
         )
-        pathlib.Path(gate).touch()
+        self.go_on("go")
         b.until("document.title.startsWith('✓')")
         self.assertIn("Seen in the list", b.js("return document.body.innerText"))
+        with self.subTest("the keyboard's place survives an update"):
+            b.js(f"document.querySelector('.rows a[href=\"log/{first}\"]').focus()")
+            later = self.deploy("true")
+            b.until(f"document.querySelector('.rows a[href=\"log/{later}\"]')")
+            self.assertEqual(
+                self.each(".rows a:focus", "getAttribute('href')"), [f"log/{first}"]
+            )
+        with self.subTest("a boop that does not answer is waited for"):
+            port = self.b.port
+            self.b.stop()
+            self.b.env["BOOP_PORT"] = str(port)
+            self.b.start()
+            self.deploy("true", message="After the restart")
+            b.until("document.body.innerText.includes('After the restart')")
 
-    def test_the_keyboards_place_in_the_list_survives_an_update(self) -> None:
-        n = self.deploy("true")
-        b = self.open()
-        b.until(f"document.querySelector('.rows a[href=\"log/{n}\"]')")
-        b.until("document.title.startsWith('✓')")
-        b.js(f"document.querySelector('.rows a[href=\"log/{n}\"]').focus()")
-        later = self.deploy("true")
-        b.until(f"document.querySelector('.rows a[href=\"log/{later}\"]')")
-        self.assertEqual(
-            b.js(
-                "const a = document.activeElement;"
-                "return [a.getAttribute('href'), !!a.closest('.rows')]"
-            ),
-            [f"log/{n}", True],
-        )
+    def test_a_log_is_followed_to_its_end_and_the_tab_says_how_it_went(self) -> None:
+        n = self.deploy(f"echo one; {self.wait_for('go')} echo two; exit 7")
+        b = self.open("log/latest")
+        b.until("document.body.innerText.includes('one')")
+        b.until(f"document.title.startsWith('▶ #{n} ')")
+        self.assertNotIn("two", self.lines())
+        self.b.push()  # a newer one: the page stays with its own
+        self.go_on("go")
+        b.until(f"document.title.startsWith('✗ #{n} ')")
+        self.finish()
+        self.assertIn("two", self.lines())
+        self.assertIn("exit status 7", b.js("return said.textContent"))
+        self.assertIn("exit status 7", b.js("return document.body.innerText"))
 
-    def test_nothing_untrusted_becomes_markup(self) -> None:
+    def test_nothing_untrusted_becomes_markup_or_breaks_the_policy(self) -> None:
         evil = "<img src=x onerror=document.title='owned'><script>alert(1)</script>"
         fields = dict.fromkeys(("reason", "branch", "author"), evil + HOSTILE)
         message = f"{evil}{HOSTILE}\n\n{evil}{HOSTILE}"
         more = {"commit": evil, "repo": evil, "trigger": evil, "message": message}
         bad = deployment(8, status="fail", **fields, **more)
         self.show(bad, deployment(7, repo="javascript:alert(1)//github.com/a/b"))
-        pathlib.Path(self.b.state, "8.log").write_text(f"{evil}\n")
+        (self.b.state / "8.log").write_text(f"{evil}\n\33[38;2;1;2;3mrgb\n")
+        self.browser.call("/se/log", type="browser")  # what other tests left there
         for path in "", "log/8":
             b = self.open(path)
             b.until(f"document.body.innerText.includes({json.dumps(evil)})")
             b.until("document.title.startsWith('✗')")
-            odd = "return document.querySelectorAll('img, script, [onerror], [style]')"
-            self.assertEqual(b.js(odd + ".length"), 1)  # the page's own script
+            odd = self.each("img, script, [onerror], [style]", "tagName")
+            self.assertEqual(odd, ["SCRIPT"])  # the page's own
             self.assertIsNone(
                 b.js("return /[\\x1b\\x9b\\u202e]/.exec(document.body.innerText)")
             )
             for link in self.hrefs():
                 self.assertRegex(link, r"\A(\.\./|#\w+|(log/)?\d+(\?text)?)\Z")
+            found = b.call("/se/log", type="browser")
+            self.assertEqual([m for m in found if m["level"] == "SEVERE"], [])
         self.finish()
         self.assertIn(evil, self.lines())
 
@@ -1403,67 +1398,9 @@ class InABrowser(Case):
         )
         ds = [deployment(n, repo=r) for n, r in enumerate((*known, *unknown), 1)]
         self.show(*ds, deployment(99, commit="../../x"))
-        b = self.open()
-        b.until("document.querySelector('.rows li:nth-child(13)')")
+        self.open().until("document.querySelector('.rows li:nth-child(13)')")
         links = [link for link in self.hrefs() if not link.startswith("log/")]
         self.assertEqual(links, [url + sha for url in known.values()])
-
-    def test_a_fail_says_what_the_site_shows_meanwhile(self) -> None:
-        bad = deployment(8, status="fail", reason="exit status 7")
-        self.show(bad, deployment(6, branch="x"), deployment(5))
-        b = self.open()
-        b.until("document.querySelector('.hero')")
-        hero = b.js("return document.querySelector('.hero').innerText")
-        self.assertIn("exit status 7", hero)
-        self.assertIn("the site shows #5", hero)
-
-    def test_the_tabs_title_and_icon_show_the_state(self) -> None:
-        labels = "queued", "in progress", "success", "failed"
-        states = dict(enumerate(zip(boop.STATUSES, labels, "○▶✓✗"), 1))
-        self.show(*(deployment(n, status=k) for n, (k, _, _) in states.items()))
-        icons = set()
-        for n, (_, label, glyph) in states.items():
-            b = self.open(f"log/{n}")
-            b.until(f"document.title === '{glyph} #{n} {label} · site'")
-            icons.add(b.js("return document.querySelector('link[rel=icon]').href"))
-        self.assertEqual(len(icons), 4)
-
-    def test_a_log_leads_to_those_before_and_after_it(self) -> None:
-        self.show(deployment(9), deployment(7), deployment(4))
-        b = self.open("log/7")
-        b.until("document.querySelector('nav')")
-        rel = "return document.querySelector('nav [rel={}]').getAttribute('href')"
-        self.assertEqual([b.js(rel.format(r)) for r in ("prev", "next")], ["4", "9"])
-
-    def test_a_page_waits_for_a_boop_that_does_not_answer(self) -> None:
-        b = self.open()
-        b.until("document.querySelector('.steps')")
-        port = self.b.port
-        self.b.stop()
-        self.b.env["BOOP_PORT"] = str(port)
-        self.b.start()
-        self.deploy("true", message="After the restart")
-        b.until("document.body.innerText.includes('After the restart')")
-
-    def test_the_latest_log_stays_that_of_its_deployment(self) -> None:
-        gate = self.gate_file()
-        n = self.deploy(self.wait_for(gate))
-        b = self.open("log/latest")
-        b.until(f"document.title.startsWith('▶ #{n} ')")
-        self.b.push()
-        pathlib.Path(gate).touch()
-        self.finish()
-        self.assertTrue(b.js("return document.title").startswith(f"✓ #{n} "))
-
-    def test_an_empty_list_leads_to_the_first_deployment(self) -> None:
-        b = self.open()
-        b.until("document.querySelector('.steps code')")
-        codes = b.js(
-            "return [...document.querySelectorAll('code')].map(c => c.textContent)"
-        )
-        self.assertEqual(codes[0], f"{self.base}deploy")
-        self.deploy("true", message="The first")
-        b.until("document.body.innerText.includes('The first')")
 
     def test_a_row_without_a_message_says_in_words_what_it_is(self) -> None:
         words = {
@@ -1474,31 +1411,50 @@ class InABrowser(Case):
         }
         ds = [deployment(n, trigger=t, message=None) for n, t in enumerate(words, 1)]
         self.show(*ds, deployment(9, message=None, commit=None))
-        b = self.open()
-        b.until("document.querySelector('.rows li')")
-        rows = b.js(
-            "return [...document.querySelectorAll('.rows div > a')]"
-            ".map(a => a.textContent.replace(/#\\d+ /, ''))"
-        )
+        self.open().until("document.querySelector('.rows li')")
+        rows = [re.sub(r"#\d+ ", "", text) for text in self.each(".rows div > a")]
         self.assertEqual(rows, [*words.values(), "pushed: main"])
 
-    def test_the_list_leads_to_the_site_that_is_live(self) -> None:
-        """The newest success's, and only if it is a web address."""
-        for url, link in {
-            "https://example.org/": "https://example.org/",
-            "javascript:alert(1)": None,
-            "ftp://example.org/": None,
+    def test_the_list_says_what_the_site_shows_and_leads_there(self) -> None:
+        """The newest success's address, and only if it is one of the web."""
+        failed = deployment(8, status="fail", reason="exit status 7").record()
+        other = deployment(7, branch="other").record()
+        older = deployment(5).record() | {"url": "https://old.example.org/"}
+        for url, links in {
+            "https://example.org/": ["https://example.org/"],
+            "javascript:alert(1)": [],
+            "ftp://example.org/": [],
         }.items():
             b = self.open()
-            records = [deployment(n).record() | {"url": url} for n in (6, 5)]
-            records[1]["url"] = "https://old.example.org/"
-            failed = deployment(8, status="fail").record() | {"url": None}
-            self.answer([failed, *records])
+            newest = deployment(6).record() | {"url": url}
+            body = json.dumps({"deployments": [failed, other, newest, older]})
+            b.js(f"window.fetch = async () => new Response({body!r})")
+            self.b.push()  # a change: the page fetches again
             b.until("document.querySelector('.rows .fail')")
-            found = b.js("return document.querySelector('.state a')?.href ?? null")
-            self.assertEqual(found, link)
+            self.assertEqual(self.each(".state a", "href"), links)
             live = "return document.querySelector('.rows b.success').closest('li')"
-            self.assertIn("#6", b.js(f"{live}.innerText"))
+            self.assertIn("#7", b.js(f"{live}.innerText"))
+            hero = b.js("return document.querySelector('.hero').innerText")
+            self.assertIn("exit status 7", hero)
+            self.assertIn("the site shows #6", hero)
+
+    def test_a_logs_tab_shows_its_state_and_its_bar_leads_to_its_neighbours(
+        self,
+    ) -> None:
+        labels = "queued", "in progress", "success", "failed"
+        states = dict(zip((12, 9, 7, 4), zip(boop.STATUSES, labels, "○▶✓✗")))
+        self.show(*(deployment(n, status=k) for n, (k, _, _) in states.items()))
+        icons = set()
+        for n, (_, label, glyph) in states.items():
+            b = self.open(f"log/{n}")
+            b.until(f"document.title === '{glyph} #{n} {label} · site'")
+            icons.update(self.each("link[rel=icon]", "href"))
+        self.assertEqual(len(icons), 4)
+        b = self.open("log/7")
+        b.until("document.querySelector('nav')")
+        for rel, neighbour in {"prev": "4", "next": "9"}.items():
+            found = self.each(f"nav [rel={rel}]", "getAttribute('href')")
+            self.assertEqual(found, [neighbour])
 
     def test_the_bar_of_a_log_is_one_line_on_a_phone(self) -> None:
         name = "https://github.com/ada/a-site-with-a-name-that-is-long.git"
@@ -1510,104 +1466,95 @@ class InABrowser(Case):
             self.resize(width=width, height=800)
             b = self.open("log/1234")
             b.until("document.querySelector('.bar nav')")
-            bar = "document.querySelector('.bar')"
-            self.assertLess(b.js(f"return {bar}.offsetHeight"), 60)
-            wide = b.js("return document.documentElement.scrollWidth")
-            self.assertEqual(wide, width)
-            name = b.js(f"return {bar}.querySelector('a').offsetWidth")
-            self.assertGreater(name, 60)  # it is the way back
-            state = b.js(f"return {bar}.querySelector('b').offsetWidth")
-            self.assertGreater(state, 60)
+            self.assertLess(self.each(".bar", "offsetHeight")[0], 60)
+            self.assertEqual(self.each("html", "scrollWidth"), [width])
+            way_back, state = ".bar a", ".bar b"
+            for part in way_back, state:
+                self.assertGreater(self.each(part, "offsetWidth")[0], 60)
 
-    def test_the_log_stays_at_the_bottom_unless_scrolled_up(self) -> None:
-        gates = [self.gate_file() for _ in range(2)]
+    def test_a_log_is_shown_where_it_is_read(self) -> None:
         n = self.deploy(
-            f"seq 1 3000; {self.wait_for(gates[0])} seq 3001 4000; echo A; "
-            f"{self.wait_for(gates[1])} seq 4001 4500"
+            f"seq 1 3000; {self.wait_for('a')} seq 3001 4000; echo A; "
+            f"{self.wait_for('b')} seq 4001 4500"
         )
         b = self.open(f"log/{n}")
         end = "(scrollY > 999 && scrollY >= document.documentElement.scrollHeight"
         end += " - innerHeight - 30)"
-        b.until("document.getElementById('L3000')")
-        b.until(end)
-        pathlib.Path(gates[0]).touch()
-        b.until("document.getElementById('L4000')")
-        b.until(end)
-        b.js("scrollTo(0, 500)")
-        b.until("!document.getElementById('end').hidden")
-        pathlib.Path(gates[1]).touch()
-        self.finish()
-        b.until("document.getElementById('L4500')")
-        self.assertEqual(b.js("return scrollY"), 500)
-        b.js("document.getElementById('end').click()")
-        b.until(end)
+        with self.subTest("at its end while it grows"):
+            b.until("document.getElementById('L3000')")
+            b.until(end)
+            self.go_on("a")
+            b.until("document.getElementById('L4000')")
+            b.until(end)
+        with self.subTest("where it is scrolled up to"):
+            b.js("scrollTo(0, 500)")
+            b.until("!document.getElementById('end').hidden")
+            self.go_on("b")
+            self.finish()
+            b.until("document.getElementById('L4500')")
+            self.assertEqual(b.js("return scrollY"), 500)
+            b.js("document.getElementById('end').click()")
+            b.until(end)
+        with self.subTest("at its head once it is finished"):
+            b = self.open(f"log/{n}")
+            self.finish()
+            b.until("document.getElementById('L4500')")
+            self.assertEqual(b.js("return scrollY"), 0)
+        with self.subTest("at the line that a link names"):
+            b = self.open(f"log/{n}#L4000")
+            self.finish()
+            b.until(
+                "(r => r.top > 0 && r.bottom < innerHeight)"
+                "(document.querySelector('#L4000:target').getBoundingClientRect())"
+            )
+            b.js("document.querySelector('#L4002 a').click()")
+            b.until("document.querySelector('#L4002:target')")
+            self.assertEqual(b.js("return location.hash"), "#L4002")
 
-    def test_a_finished_log_opens_at_its_head(self) -> None:
-        n = self.deploy("seq 1 3000")
-        b = self.open(f"log/{n}")
-        self.finish()
-        b = self.open(f"log/{n}")
-        b.until("document.getElementById('L3000')")
-        self.assertEqual(b.js("return scrollY"), 0)
-
-    def test_a_carriage_return_leaves_the_last_state_of_the_line(self) -> None:
-        gate = self.gate_file()
+    def test_a_log_is_drawn_as_a_terminal_would_wherever_the_stream_is_cut(
+        self,
+    ) -> None:
         n = self.deploy(
-            f"printf '10%%\\r50%%\\r'; {self.wait_for(gate)} "
-            "printf '100%%\\r\\ndone\\r\\n'; printf 'no end'"
+            rf"printf '10%%\r50%%\r'; {self.wait_for('a')} printf '100%%\r\ndone\r\n';"
+            rf"printf 'caf\303'; {self.wait_for('b')} printf '\251 \360\237';"
+            r"sleep 0.1; printf '\216\211\n';"
+            r"printf '\033[1;31mred\033[0m \033[38;5;208morange\033[m "
+            r"\033[38;2;1;2;3;4mrgb\033[0m \033[2K\033]0;title\007\033[?25l\033(Bend\n"
+            r"\033[32mover\nlines\033[0m \033[44;97mon\033[0m\nno end'"
         )
         b = self.open(f"log/{n}")
         b.until("document.querySelector('#log').textContent.includes('50%')")
         self.assertNotIn("10%", "".join(self.lines()))
-        pathlib.Path(gate).touch()
+        self.go_on("a")
+        b.until("document.querySelector('#log').textContent.includes('caf')")
+        self.go_on("b")
         self.finish()
-        self.assertIn("100%", self.lines())
-        self.assertIn("done", self.lines())
-        self.assertNotIn("50%", "".join(self.lines()))
-
-    def test_ansi_colours_are_drawn_and_other_escapes_swallowed(self) -> None:
-        n = self.deploy(
-            r"printf '\033[1;31mred\033[0m \033[38;5;208morange\033[m "
-            r"\033[38;2;1;2;3;4mrgb\033[0m \033[2K\033]0;title\007\033[?25l\033(Bend\n"
-            r"\033[32mover\nlines\033[0m \033[44;97mon\033[0m\n'"
-        )
-        b = self.open(f"log/{n}")
-        self.finish()
-        self.assertIn("red orange rgb end", self.lines())
-        spans = b.js(
-            "return [...document.querySelectorAll('#log span')].map(s => "
-            "[s.textContent, s.className])"
+        self.assertEqual(
+            self.lines()[1:-1],
+            ["100%", "done", "café 🎉", "red orange rgb end"]
+            + ["over", "lines on", "no end"],
         )
         self.assertEqual(
-            spans, [["red", "bold c1"], ["over", "c2"], ["lines", "c2"], ["on", "c7"]]
+            self.each("#log span", "textContent + ': ' + e.className"),
+            ["red: bold c1", "over: c2", "lines: c2", "on: c7"],
         )
         red = b.js("return getComputedStyle(document.querySelector('#log .c1')).color")
         self.assertNotEqual(red, b.js("return getComputedStyle(log).color"))
 
-    def test_a_line_link_marks_the_line_and_shows_it(self) -> None:
-        n = self.deploy("seq 1 20000")
-        b = self.open(f"log/{n}#L19000")
-        b.until("document.querySelector('#L19000:target')")
-        self.finish()
-        seen = "(r => r.top > 0 && r.bottom < innerHeight)"
-        b.until(
-            f"{seen}(document.querySelector('#log :target').getBoundingClientRect())"
-        )
-        b.js("document.querySelector('#L19002 a').click()")
-        b.until("document.querySelector('#L19002:target')")
-        self.assertEqual(b.js("return location.hash"), "#L19002")
-
-    def test_utf_8_is_whole_wherever_the_stream_is_cut(self) -> None:
-        gate = self.gate_file()
+    def test_a_line_of_many_colours_or_without_end_is_cut_for_show(self) -> None:
+        letters = "".join(f"\\033[3{n % 8}mx" for n in range(300))
         n = self.deploy(
-            f"printf 'caf\\303'; {self.wait_for(gate)} printf '\\251 \\360\\237'; "
-            "sleep 0.1; printf '\\216\\211\\n'"
+            "head -c 9000000 /dev/zero | tr '\\0' x; echo; yes 1% | head -c 900000 | "
+            "tr '\\n' '\\r'; printf '\\r100%%\\n'; echo last; "
+            f"yes $'{letters}' | head -n 4900"
         )
         b = self.open(f"log/{n}")
-        b.until("document.querySelector('#log').textContent.includes('caf')")
-        pathlib.Path(gate).touch()
         self.finish()
-        self.assertIn("café 🎉", self.lines())
+        self.assertEqual(self.lines()[1:4], ["x" * 2000 + "…", "100%", "last"])
+        coloured = "document.querySelector('#L4904')"
+        self.assertEqual(b.js(f"return {coloured}.textContent"), "x" * 300)
+        self.assertLess(b.js(f"return {coloured}.childNodes.length"), 303)
+        self.assertLess(len(self.each("#L4904 span")), 50)
 
     def test_of_a_log_of_10_mb_the_last_lines_are_drawn_at_once(self) -> None:
         n = self.deploy("seq 1 1000000")
@@ -1625,48 +1572,19 @@ class InABrowser(Case):
         self.assertIn(f"{n}?text", self.hrefs())
 
     def test_a_log_that_grows_keeps_its_numbers_and_not_its_lines(self) -> None:
-        gates = [self.gate_file() for _ in range(2)]
         n = self.deploy(
-            f"seq 2 6000; printf half; {self.wait_for(gates[0])} echo ' line'; "
-            f"seq 6002 12000; {self.wait_for(gates[1])} seq 12001 12100"
+            f"seq 2 6000; printf half; {self.wait_for('a')} echo ' line'; "
+            f"seq 6002 12000; {self.wait_for('b')} seq 12001 12100"
         )
         b = self.open(f"log/{n}")
         b.until("document.querySelector('#L6001')?.textContent === 'half'")
-        pathlib.Path(gates[0]).touch()
+        self.go_on("a")
         b.until("document.querySelector('#L12000')?.textContent === '12000'")
-        pathlib.Path(gates[1]).touch()
+        self.go_on("b")
         self.finish()
         self.assertEqual(self.lines()[-2], "12100")
         self.assertLessEqual(len(self.lines()), 5000)
         self.assertEqual(b.js("return L12100.textContent"), "12100")
-
-    def test_a_line_of_many_colours_costs_no_more_than_one_without(self) -> None:
-        letters = "".join(f"\\033[3{n % 8}mx" for n in range(300))
-        n = self.deploy(f"yes $'{letters}' | head -n 5000")
-        b = self.open(f"log/{n}")
-        self.finish()
-        last = "document.querySelector('#L5001')"
-        self.assertEqual(b.js(f"return {last}.textContent"), "x" * 300)
-        self.assertLess(b.js(f"return {last}.childNodes.length"), 303)
-        self.assertLess(b.js(f"return {last}.querySelectorAll('span').length"), 50)
-
-    def test_one_endless_line_is_cut_for_show(self) -> None:
-        n = self.deploy(
-            "head -c 9000000 /dev/zero | tr '\\0' x; echo; yes 1% | head -c 900000 | "
-            "tr '\\n' '\\r'; printf '\\r100%%\\n'; echo last"
-        )
-        self.open(f"log/{n}")
-        self.finish()
-        self.assertEqual(self.lines()[1:4], ["x" * 2000 + "…", "100%", "last"])
-
-    def test_nothing_breaks_the_content_security_policy(self) -> None:
-        n = self.deploy("printf '\\033[38;2;1;2;3mrgb\\n'")
-        self.browser.call("/se/log", type="browser")  # what other tests left there
-        for path in "", f"log/{n}":
-            b = self.open(path)
-            b.until("document.querySelector('h1')")
-            found = b.call("/se/log", type="browser")
-            self.assertEqual([m for m in found if m["level"] == "SEVERE"], [])
 
 
 class Following(Case):
