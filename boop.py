@@ -2541,7 +2541,7 @@ async function follow(url, begin, take, over) {
 const ESCAPE = new RegExp(String.raw`\x1b(?:\[([\d;:]*)m|\[[0-?]*[ -/]*[@-~]`
   + String.raw`|\][^\x07\x1b]*(?:\x07|\x1b\\)|[PX^_][^\x1b]*\x1b\\|[ -/]*[0-~])`
   + String.raw`|[\x00-\x08\x0b-\x1f\x7f-\x9f]`, "g");
-const LONG = 2000, PIECES = 20;  // characters of a line, and of one how many colours
+const LONG = 2000, PIECES = 6;  // characters of a line, and how many pieces of colour
 let bold = "", color = "";  // of what comes next
 function sgr(codes) {
   for (const code of codes.split(/[;:]/).map(Number)) {
@@ -2561,7 +2561,8 @@ function lineOf(raw, number) {
     if (i % 2 || !part || left <= 0) return;
     const text = part.length > left ? `${part.slice(0, left)}…` : part;
     const style = pieces-- > 0 && `${bold}${color}`;
-    line.append(style ? el("span", {class: style}, text) : text);
+    if (!style && line.lastChild instanceof Text) line.lastChild.appendData(text);
+    else line.append(style ? el("span", {class: style}, text) : text);
     left -= part.length;
   });
   return line;
