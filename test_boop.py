@@ -1531,8 +1531,15 @@ class InABrowser(Case):
         self.finish()
         self.assertEqual(
             self.lines()[1:-1],
-            ["100%", "done", "café 🎉", "red orange rgb end"]
-            + ["over", "lines on", "no end"],
+            [
+                "100%",
+                "done",
+                "café 🎉",
+                "red orange rgb end",
+                "over",
+                "lines on",
+                "no end",
+            ],
         )
         self.assertEqual(
             self.each("#log span", "textContent + ': ' + e.className"),
