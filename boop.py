@@ -1031,9 +1031,7 @@ class Deployments:
         os.makedirs(os.path.join(folder, "work"), mode=0o755, exist_ok=True)
         self._load()
         cut = (d for d in self._records.values() if not d.finished or d.interrupted)
-        self.unfinished = tuple(
-            d.number for d in cut
-        )  # scripts that may still be there
+        self.unfinished = [d.number for d in cut]  # whose scripts may still be there
         self._requeue()
         self._forget()
         self._compact()
@@ -1103,10 +1101,9 @@ class Deployments:
                         full_name=push.full_name or newest.full_name,
                     )
                 )
-            said, number = push._asdict(), self._last + 1
-            d = Deployment(number, "queued", **said, pushes=pushes, queued_at=now())
+            d = self._next(push, pushes)
             self._append(d, sync=True)
-            self._last = number
+            self._last = d.number
             return self._put(d)
 
     def catch_up(self, push: Push, way: str) -> Deployment | None:
@@ -1172,6 +1169,10 @@ class Deployments:
         self.seconds += duration or 0
         self._forget()
         return d
+
+    def _next(self, push: Push, pushes: int) -> Deployment:
+        said, number = push._asdict(), self._last + 1
+        return Deployment(number, "queued", **said, pushes=pushes, queued_at=now())
 
     def _newest(self, repo: str, branch: str) -> Deployment | None:
         ours = (d for d in self.newest_first() if (d.repo, d.branch) == (repo, branch))
@@ -1326,18 +1327,10 @@ class Deployments:
                 self._records[d.number] = d
                 self._end_log(d)
             if d.interrupted and self._newest(d.repo, d.branch) == d:
-                again = d._replace(
-                    number=self._last + 1,
-                    status="queued",
-                    trigger=INTERRUPTED,
-                    queued_at=now(),
-                    reason=None,
-                    started_at=None,
-                    finished_at=None,
-                    duration=None,
-                )
-                self._last = again.number
+                push = Push(*(getattr(d, name) for name in Push._fields))
+                again = self._next(push._replace(trigger=INTERRUPTED), d.pushes)
                 self._records[again.number] = again
+                self._last = again.number
 
     def _end_log(self, cut: Deployment) -> None:
         """Gives a log that was cut off the last line that every log has."""
@@ -1743,7 +1736,7 @@ class Runner:
         log.output(data)
         return len(data)
 
-    def _end_orphans(self, numbers: tuple[int, ...]) -> None:
+    def _end_orphans(self, numbers: list[int]) -> None:
         """Ends what is left of scripts that a killed boop was running. Known by their
         environment, proc(5), so that there is no moment at which a script runs and is
         not known. Looks until two looks have found none: a process in the middle of
