@@ -1497,12 +1497,7 @@ class Log:
     ) -> None:
         self._limit, self._room, self._mask, self._grown = limit, limit, mask, grown
         self._dropped, self._lost, self._at_line_start = 0, "", True
-        self._file: io.FileIO | None = None
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-            self._file = io.FileIO(os.open(path, flags, 0o600), "w")
-        except OSError as error:
-            self._trouble(error)
+        self._path, self._file = path, -1  # opened when there is something to write
 
     def output(self, data: bytes) -> None:
         """Takes what the script wrote."""
@@ -1526,8 +1521,8 @@ class Log:
         if self._lost:
             self.line(f"parts of this log could not be written: {self._lost}")
         self.line(text)
-        if self._file:
-            self._file.close()
+        if self._file >= 0:
+            os.close(self._file)
 
     def line(self, text: str) -> None:
         """A line of boop's own."""
@@ -1535,21 +1530,19 @@ class Log:
         self._write(b"\n" * (not self._at_line_start) + f"boop: {text}\n".encode())
 
     def _write(self, data: bytes) -> None:
-        if not data or not self._file:
-            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
         try:
-            rest = data
-            while rest:
-                rest = rest[self._file.write(rest) :]
-            self._at_line_start = data.endswith(b"\n")
+            if self._file < 0:
+                self._file = os.open(self._path, flags, 0o600)
+            while data:
+                written = os.write(self._file, data)
+                self._at_line_start = data[:written].endswith(b"\n")
+                data = data[written:]
         except OSError as error:  # the disk is full: the deployment goes on
-            self._trouble(error)
+            if not self._lost:
+                self._lost = error.strerror or str(error)
+                say(f"cannot write the deployment's log: {self._lost}", ERROR)
         self._grown()
-
-    def _trouble(self, error: OSError) -> None:
-        if not self._lost:
-            self._lost = error.strerror or str(error)
-            say(f"cannot write the deployment's log: {self._lost}", ERROR)
 
 
 class Runner:
