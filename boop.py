@@ -1160,11 +1160,9 @@ class Deployments:
     def _finish(
         self, number: int, reason: str | None, duration: float | None, **result: str
     ) -> Deployment:
-        d = self._records[number]
-        reason = d.reason or reason
         status = "fail" if reason else "success"
         ended = {"status": status, "finished_at": now(), "duration": duration}
-        d = self._change(d, reason=reason, **ended, **result)
+        d = self._change(self._records[number], reason=reason, **ended, **result)
         self.totals[status] += 1
         self.seconds += duration or 0
         self._forget()
@@ -1278,8 +1276,8 @@ class Deployments:
             self._write(new, self._records.values())
             os.fsync(new)
             os.rename(f"{JOURNAL}.new", JOURNAL, **names)
-            os.fsync(self._folder)
             self._journal, new = new, self._journal
+            os.fsync(self._folder)
             self._lines, self.unwritable = 0, ""
         except OSError as error:
             self._unlink(f"{JOURNAL}.new")
@@ -1396,14 +1394,16 @@ class Origin:
 
         Raises OSError with the reason: git's words, or what to do.
         """
-        repo = self._settings.repo
-        status, out, err = self._ls_remote(f"refs/heads/{branch}" if branch else "HEAD")
+        repo, ref = self._settings.repo, f"refs/heads/{branch}" if branch else "HEAD"
+        status, out, err = self._ls_remote(ref)
         if status:
             words = [*err.strip().splitlines(), f"exit status {status}"]
             raise OSError(None, f"cannot look at {repo}: {words[0]}")
-        # "ref: refs/heads/main<tab>HEAD", and "<commit><tab>HEAD"
-        values = [line.partition("\t")[0] for line in out.splitlines()]
-        names = [value[16:] for value in values if value.startswith("ref: ")]
+        # "ref: refs/heads/main<tab>HEAD", "<commit><tab>HEAD", and what else ends so:
+        # "<commit><tab>refs/remotes/origin/HEAD"
+        lines = [line.partition("\t") for line in out.splitlines()]
+        values = [value for value, _, name in lines if name == ref]
+        names = [value[16:] for value in values if value.startswith("ref: refs/heads/")]
         tips = [value for value in values if is_commit(value)]
         if not tips and branch:
             raise OSError(None, f"{repo} has no branch {branch}")

@@ -4459,6 +4459,21 @@ class Damage(Faults):
         self.assertIn("not boop's", said)
         self.assertEqual(tree(d.state), files)
 
+    def test_a_journal_written_anew_is_the_one_that_is_added_to(self) -> None:
+        d = self.daemon("exit 0")
+        d.patch(
+            "real = boop.os.fsync",
+            "def fsync(fd):",
+            "    real(fd)",
+            "    if boop.os.path.isdir(f'/proc/self/fd/{fd}'):",
+            "        raise OSError(5, 'Input/output error')",
+            "boop.os.fsync = fsync",
+        )
+        d.start().said("cannot write deployments.jsonl: Input/output error")
+        d.deploy()
+        d.stop(signal.SIGKILL)
+        self.assertEqual([line["number"] for line in d.journal()][-1:], [1])
+
     def test_foreign_files_are_left_alone_and_move_no_number(self) -> None:
         foreign = ["notes.txt", "x.json", "7.json", "7.log", "20240131.tar.gz"]
         d = self.state(record_of(1), **dict.fromkeys(foreign, "x"))
@@ -4597,6 +4612,14 @@ class CatchUp(Case):
         b.finished(b.push(tip))
         self.looks(2, b.restart())
         self.assertEqual(len(b.records()), 3)
+
+    def test_a_checkout_on_no_branch_is_said_and_not_taken_for_another(self) -> None:
+        b, clone = self.origin(), self.folder / "clone"
+        git(self.folder, "clone", "-q", "origin.git", str(clone))  # has origin/HEAD
+        git(clone, "checkout", "-q", "--detach")
+        b.env["BOOP_REPO"] = str(clone)
+        b.start().said("clone has checked out no branch: set BOOP_BRANCH")
+        self.assertEqual(b.records(), [])
 
     def test_a_tip_that_fails_is_tried_at_each_start_and_sighup_and_polled_once(
         self,
