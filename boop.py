@@ -122,7 +122,7 @@ class Mask:
     """
 
     def __init__(self, shown: typing.Mapping[str, str]) -> None:
-        """shown: each secret, and what stands in its place."""
+        """shown: each secret, of one line, and what stands in its place."""
         self._shown = {os.fsencode(k): os.fsencode(v) for k, v in shown.items()}
         self._secrets = sorted(self._shown, key=len, reverse=True)  # the longest wins
         self._pattern = re.compile(b"|".join(map(re.escape, self._secrets)) or b"(?!)")
@@ -136,20 +136,18 @@ class Mask:
         return self._replace(data).decode("utf-8", "surrogatepass")
 
     def feed(self, data: bytes) -> bytes:
-        """The next part of a stream; what may be a secret's beginning is held back."""
+        """The next part of a stream. The end of a line that is not complete is held
+        back, as long as the longest secret: it may be a secret's beginning."""
         if not self._secrets:
             return data
-        out: list[bytes] = []
-        data, at = self._held + data, 0
-        while True:
-            found = self._pattern.search(data, at)
-            part = self._beginning(data, at)
-            if not found or part <= found.start():  # "…s3cr" | "…" and "et" may follow
-                break
-            out += data[at : found.start()], self._shown[found[0]]
-            at = found.end()
-        self._held = data[part:]
-        return b"".join((*out, data[at:part]))
+        data = self._held + data
+        longest = len(self._secrets[0])
+        safe = max(0, data.rfind(b"\n") + 1, len(data) - longest + 1)
+        for found in self._pattern.finditer(data):
+            if found.start() < safe < found.end():
+                safe = found.end()
+        self._held = data[safe:]
+        return self._replace(data[:safe])
 
     def flush(self) -> bytes:
         """What was held back: nothing more comes."""
@@ -158,16 +156,6 @@ class Mask:
 
     def _replace(self, data: bytes) -> bytes:
         return self._pattern.sub(lambda found: self._shown[found[0]], data)
-
-    def _beginning(self, data: bytes, at: int) -> int:
-        """Where a suffix of data[at:] starts that begins some secret; else the end."""
-        first = len(data)
-        for secret in self._secrets:
-            i = data.find(secret[:1], max(at, len(data) - len(secret) + 1))
-            while 0 <= i < first and not secret.startswith(data[i:]):
-                i = data.find(secret[:1], i + 1)
-            first = i if 0 <= i < first else first
-        return first
 
 
 class Console:
@@ -451,7 +439,7 @@ def secrets_of(settings: Settings, environ: Environ) -> dict[str, str]:
         name, _, password = user.partition(":")
         values += [user, name, password, _basic(user)]
         values += [urllib.parse.unquote(v) for v in values[-4:]]
-    values += [line for v in values for line in v.splitlines()]  # of a PEM key
+    values = [line for v in values for line in v.splitlines()]  # of a PEM key
     shown = {v: "***" for v in values if len(v) >= 8}
     if user:  # also where it is short
         shown |= {f"//{user}@": "//***@", f"//{name}@": "//***@"}
@@ -1413,35 +1401,34 @@ class Origin:
             raise OSError(None, f"{repo} has checked out no branch: set BOOP_BRANCH")
         return branch or names[0], tips[0]
 
-    def _ls_remote(self, ref: str) -> tuple[int, str, str]:
+    def _ls_remote(self, ref: str) -> str:
+        """What the repository has there; raises OSError with the reason."""
         repo, as_owner = self._settings.repo, []
         if repo.startswith(("/", "file://")):  # it may be another user's: trust it
             as_owner = ["--upload-pack=git -c safe.directory=* upload-pack"]
         env = child_environment(self._settings, self._environ)
         env["GIT_TERMINAL_PROMPT"] = "0"  # nobody is there to answer
         env.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
+        # timeout(1) ends what git has started, too: ssh, git-remote-https
+        command = ["timeout", "--signal=KILL", str(GIT_TIMEOUT_S), "git", "ls-remote"]
         try:
-            self._git = subprocess.Popen(
-                ["git", "ls-remote", "--symref", *as_owner, "--", repo, ref],
+            git = subprocess.run(
+                [*command, "--symref", *as_owner, "--", repo, ref],
                 env=env,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                capture_output=True,
                 encoding="utf-8",
                 errors="replace",
                 start_new_session=True,
             )
         except OSError as error:
             raise OSError(None, f"cannot run git: {error.strerror}") from None
-        with self._git as git:
-            try:
-                seconds = 0 if self._stopped else GIT_TIMEOUT_S
-                out, err = git.communicate(timeout=seconds)
-                return git.returncode, out, err
-            except subprocess.TimeoutExpired:
-                _end_group(git.pid, signal.SIGKILL)  # ssh and git-remote-https, too
-                why = f"cannot look at {repo}: no answer within {GIT_TIMEOUT_S} s"
-                raise OSError(None, why) from None
+        words = [*git.stderr.strip().splitlines(), f"exit status {git.returncode}"]
+        if git.returncode == -signal.SIGKILL:
+            words = [f"no answer within {GIT_TIMEOUT_S} s"]
+        if git.returncode:
+            raise OSError(None, f"cannot look at {repo}: {words[0]}")
+        return git.stdout
 
     def run(self, deployments: Deployments, wake: typing.Callable[[], None]) -> None:
         """The catch-up thread: a look at the tip, at start, when asked to, and every
@@ -1627,7 +1614,8 @@ class Runner:
         """Runs the script: why it failed, or None, and what it says of itself."""
         if d.repo == self._settings.repo and (d.exact or not d.commit):
             tip = self._origin.tip(d.branch) or None
-            d = self._deployments.note(d.number, tip=tip, commit=d.commit or tip)
+            known = {"tip": tip} if d.exact else {"commit": tip}
+            d = self._deployments.note(d.number, **known)
         script, why = None, self._told_to_end(d.number)
         try:
             script = None if why else self._start(d)  # first: it takes the longest
