@@ -905,7 +905,7 @@ class Deployment(typing.NamedTuple):
     # From here on for boop itself: in the journal, and not in the contract's record.
     exact: bool = False  # exactly `commit`, not the branch's tip
     force: bool = False  # whatever deploy.sh thinks of it
-    tip: str | None = None  # the branch's when it ran, or a later one to be left alone
+    tip: str | None = None  # to be left alone: what was rolled back from | [skip ci]
     way: str | None = None  # the digest of the script and its settings
     full_name: str | None = None  # "owner/repository", as the forge's API has it
 
@@ -1165,36 +1165,27 @@ class Deployments:
         return next(ours, None)
 
     def _settled(self, push: Push, way: str) -> bool:
-        """Is there nothing to do for a tip? Newest first, what is known of the branch:
+        """Is there nothing to do for a tip? The newest deployment tells: nothing, if
 
-        - a deployment of the tip waits; or a rollback runs: the next look knows more
-        - the tip is live, or runs, by the same way: script and DEPLOY_ variables
-        - the tip has failed, and a poll has tried it once more; a start or a SIGHUP is
-          somebody's wish, and tries again
-        - it was cancelled
-        - the tip was live when a commit was rolled back to, or its message said: skip
-        - something else is live, also of another repository or branch: there is
+        - it waits; or it is a rollback that has just begun: the next look knows more
+        - the tip is to be left alone: what was rolled back from, or `[skip ci]`
+        - it was of the tip, and was cancelled; or ran well, the same way: by the same
+          script and DEPLOY_ variables; or failed, and this is a poll that has tried it
+          once more: a start or a SIGHUP is somebody's wish, and tries again
         """
-        tip = push.commit
-        for d in self.newest_first():
-            ours = (d.repo, d.branch) == (push.repo, push.branch)
-            if d.status == "success" and not ours:
-                return False
-            if d.interrupted or not ours:
-                continue
-            failed = d.status == "fail"
-            if d.reason == CANCELLED and tip in (d.commit, d.tip):
-                return True
-            if not d.finished and (not d.tip if d.exact else d.status == "queued"):
-                return True
-            tried = not failed or d.trigger == push.trigger == "poll"
-            if tip == d.commit and d.way == way and tried:
-                return True
-            if tip == d.tip and not (failed and d.exact):
-                return True
-            if d.status == "success":
-                return False
-        return False
+        d = next(iter(self.newest_first()), None)
+        if not d or (d.repo, d.branch) != (push.repo, push.branch):
+            return False
+        if d.status == "queued" or (d.exact and not d.tip and not d.finished):
+            return True
+        failed = d.status == "fail" and d.reason != CANCELLED
+        if push.commit == d.tip and not (d.exact and failed):
+            return True
+        if push.commit != d.commit:
+            return False
+        if failed:
+            return d.trigger == push.trigger == "poll"
+        return d.way == way or d.reason == CANCELLED
 
     def _change(self, d: Deployment, **fields: typing.Any) -> Deployment:
         """Replaces a deployment. What can't be written now is, once the disk takes

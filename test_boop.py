@@ -4621,6 +4621,14 @@ class CatchUp(Case):
         b.start().said("clone has checked out no branch: set BOOP_BRANCH")
         self.assertEqual(b.records(), [])
 
+    def test_a_run_by_hand_that_fails_leaves_its_tip_to_be_tried_again(self) -> None:
+        b = self.origin("exit 1").start()
+        b.said("queued as 1")
+        b.finished(1)
+        b.finished(b.hook({}, None).json["deployment"])
+        b.process.send_signal(signal.SIGHUP)
+        b.said("catch-up: main is at .*: queued as 3")
+
     def test_a_tip_that_fails_is_tried_at_each_start_and_sighup_and_polled_once(
         self,
     ) -> None:
