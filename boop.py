@@ -35,11 +35,13 @@ from __future__ import annotations
 
 import base64
 import collections
+import contextlib
 import datetime
 import email.message
 import errno
 import fcntl
 import hmac
+import importlib
 import io
 import json
 import mmap
@@ -61,8 +63,8 @@ if typing.TYPE_CHECKING:
     import argparse
 
 # http.server imports http.client, and that imports ssl if there is one: 4 ms and 1.3 MB
-# that only a commit status needs (see Reporter._post). argparse, urllib.request and
-# unicodedata are imported where they are used, for the same reason.
+# that only a commit status needs (see Reporter._post). argparse is imported where it is
+# used, for the same reason.
 sys.modules["ssl"] = None  # type: ignore[assignment]
 import http.client
 import http.server
@@ -177,10 +179,8 @@ class Console:
     def __call__(self, text: str, priority: int = INFO) -> None:
         head = f"<{priority}>" if self.journal else time.strftime("%F %T boop: ")
         line = head + one_line(text, 2000) + "\n"
-        try:
+        with contextlib.suppress(OSError):  # of a full disk, a closed terminal
             os.write(2, line.encode("utf-8", "replace"))
-        except OSError:
-            pass  # a full disk or a closed terminal is no reason to stop deploying
 
 
 say = Console()
@@ -1323,10 +1323,9 @@ class Deployments:
 
 def _end_group(leader: int, signum: int) -> None:
     """Signals a process group whose leader has not been reaped: it can't be another."""
-    try:
+    # All are gone | only processes of other users are left.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signum)
-    except (ProcessLookupError, PermissionError):
-        pass  # all gone | only processes of other users left
 
 
 class Origin:
@@ -1341,7 +1340,6 @@ class Origin:
         self._lock = threading.Lock()  # held while git is asked
         self._asked = threading.Event()  # to look now
         self._head = self.why = ""  # why: the last look has found no tip
-        self._git: subprocess.Popen[str] | None = None
         self._stopped = False
 
     def head(self) -> str:
@@ -1374,13 +1372,9 @@ class Origin:
         Raises OSError with the reason: git's words, or what to do.
         """
         repo, ref = self._settings.repo, f"refs/heads/{branch}" if branch else "HEAD"
-        status, out, err = self._ls_remote(ref)
-        if status:
-            words = [*err.strip().splitlines(), f"exit status {status}"]
-            raise OSError(None, f"cannot look at {repo}: {words[0]}")
         # "ref: refs/heads/main<tab>HEAD", "<commit><tab>HEAD", and what else ends so:
         # "<commit><tab>refs/remotes/origin/HEAD"
-        lines = [line.partition("\t") for line in out.splitlines()]
+        lines = [line.partition("\t") for line in self._ls_remote(ref).splitlines()]
         values = [value for value, _, name in lines if name == ref]
         names = [value[16:] for value in values if value.startswith("ref: refs/heads/")]
         tips = [value for value in values if is_commit(value)]
@@ -1460,11 +1454,9 @@ class Origin:
         self._asked.set()
 
     def stop(self) -> None:
-        """Ends the git that is under way, and asks no more."""
+        """Looks no more, and says no more of it."""
         self._stopped = True
         self._asked.set()
-        if self._git and self._git.returncode is None:
-            _end_group(self._git.pid, signal.SIGKILL)
 
 
 class Log:
@@ -1893,38 +1885,30 @@ class Reporter:
         return next((d.full_name for d in said if d.full_name), None)
 
     def _post(self, url: str, body: bytes) -> None:
-        """Tries a few times; a redirect is not followed with the token."""
-        import importlib
-        import urllib.error
-
-        if not hasattr(http.client, "HTTPSConnection"):
+        """Tries a few times; nothing follows a redirect, with the token."""
+        at, why = urllib.parse.urlsplit(url), ""
+        if at.scheme == "https" and not hasattr(http.client, "HTTPSConnection"):
             importlib.reload(http.client)  # now with ssl: see the imports
-        import urllib.request
-
+        http_or_https = getattr(http.client, f"{at.scheme.upper()}Connection")
         headers = {
             "Accept": "application/vnd.github+json",
+            "Authorization": f"token {self._settings.github_token}",
             "Content-Type": JSON,
             "User-Agent": f"boop/{VERSION}",
         }
-        why = ""
         for attempt in range(self.TRIES):
             try:
-                request = urllib.request.Request(url, body, headers)
-                request.add_unredirected_header(
-                    "Authorization", f"token {self._settings.github_token}"
-                )
-                with urllib.request.urlopen(request, timeout=self.TIMEOUT_S) as answer:
-                    if answer.geturl() == url:
-                        return
-                    why = f"it is at {answer.geturl()} now"
-                    break
-            except urllib.error.HTTPError as error:
-                why = f"{error.code} {error.reason}"
-                error.close()
-                if error.code < 500 and error.code != 429:
+                connection = http_or_https(at.netloc, timeout=self.TIMEOUT_S)
+                with contextlib.closing(connection):
+                    connection.request("POST", at.path, body, headers)
+                    answer = connection.getresponse()
+                if answer.status < 300:
+                    return
+                why = f"{answer.status} {answer.reason}"
+                if answer.status < 500 and answer.status != 429:
                     break  # it will not like it better the next time
             except (OSError, http.client.HTTPException) as error:
-                why = str(getattr(error, "reason", error))
+                why = str(error)
             if attempt + 1 < self.TRIES and self._closing.wait(2**attempt):
                 break
         say(f"commit status not sent, {url}: {why}", WARNING)
