@@ -118,7 +118,7 @@ def one_line(text: str, limit: int = 500) -> str:
 
 
 class Mask:
-    """Replaces secrets by `***`, also in a stream, wherever it is cut (promise 7).
+    """Replaces secrets by `***`, also in a stream, wherever it is cut.
 
     Not for sharing between threads while it holds a stream; `text` may be shared.
     """
@@ -430,15 +430,13 @@ def read_settings(environ: Environ, flags: typing.Mapping[str, typing.Any]) -> S
 
 
 def secrets_of(settings: Settings, environ: Environ) -> dict[str, str]:
-    """What must not be shown, and what stands in its place: promise 7."""
+    """What must not be shown, and what stands in its place."""
     named = re.compile("secret|token|password|key", re.IGNORECASE)
     values = [v for k, v in environ.items() if named.search(k)]
     values += [settings.secret, settings.github_token, settings.password]
-    user = settings.repo_user
-    if user:
-        name, _, password = user.partition(":")
-        values += [user, name, password, _basic(user)]
-        values += [urllib.parse.unquote(v) for v in values[-4:]]
+    user, (name, _, password) = settings.repo_user, settings.repo_user.partition(":")
+    parts = [user, name, password, _basic(user)]
+    values += parts + [urllib.parse.unquote(part) for part in parts]
     values = [line for v in values for line in v.splitlines()]  # of a PEM key
     shown = {v: "***" for v in values if len(v) >= 8}
     if user:  # also where it is short
@@ -981,8 +979,8 @@ class Deployments:
     The lock's rule: whoever changes holds it, for the sync of a new deployment as
     well, so that a push which shares a queued deployment is never acknowledged before
     that one is safe. Readers take no lock: a dict's get and a list of its values are
-    atomic, and what they hold are snapshots. Origin's lock is taken before this one,
-    the news' after it, and none the other way round.
+    atomic, and what they hold are snapshots. The news' lock is taken inside this one,
+    and never the other way round.
 
     On disk, each change is a line appended to the journal; the newest line of a number
     counts. Only a new deployment's is synced, before `add` returns: kill -9 does not
@@ -997,7 +995,7 @@ class Deployments:
         self._news = threading.Condition()  # for the next four
         self._newest_changes = collections.deque[Deployment](maxlen=MAX_CHANGES)
         self.changes = 0  # of deployments, so far
-        self._events = 1  # those, and what has grown a log
+        self._events = 1  # those, and what has grown a log; from 1: wait(0) is at once
         self._closed = False
         self._keep = keep
         self._records: dict[int, Deployment] = {}
@@ -1016,10 +1014,11 @@ class Deployments:
         if not is_boops(os.listdir(folder)):
             raise OSError(None, NOT_BOOPS)
         self._journal = self._open(JOURNAL)
-        os.makedirs(os.path.join(folder, "work"), mode=0o755, exist_ok=True)
         self._load()
+        # Whose scripts may still be there. Of a start, a full disk takes no record; of
+        # a stop, a process may have been left that is no more in the script's group.
         cut = (d for d in self._records.values() if not d.finished or d.interrupted)
-        self.unfinished = [d.number for d in cut]  # whose scripts may still be there
+        self.unfinished = [d.number for d in cut]
         self._requeue()
         self._forget()
         self._compact()
@@ -1332,7 +1331,7 @@ class Origin:
     """What boop knows of the configured repository, and how it looks for more.
 
     Any thread may call; looks are made one after the other. run is the catch-up
-    thread, in which missed pushes are caught (promise 4).
+    thread, in which missed pushes are caught.
     """
 
     def __init__(self, settings: Settings, environ: Environ) -> None:
@@ -1638,7 +1637,8 @@ class Runner:
         )
 
     def _told_to_end(self, number: int) -> str:
-        """Why boop ends the deployment, if it does."""
+        """Why boop ends the deployment, if it does: a cancel gives one that runs its
+        reason."""
         d = self._deployments.get(number)
         return STOPPED if self._stop else (d and d.reason) or ""
 
@@ -1669,7 +1669,8 @@ class Runner:
         self, leader: int, number: int, ended: int, pipe: int, log: Log
     ) -> str | None:
         """Until the script has ended. Why boop ended it, or None. Once told to end, it
-        is over when nobody holds its output any more."""
+        is over when nobody holds its output any more: what it has started has its
+        seconds of grace, too."""
         poll, waiting = select.poll(), {pipe, ended}
         for fd in (pipe, ended, self._bell):
             poll.register(fd, select.POLLIN)
@@ -1753,7 +1754,7 @@ def script_environment(
 
 
 def way_of(settings: Settings, environ: Environ) -> str:
-    """A digest of how a tip goes live: of the script and the DEPLOY_ variables."""
+    """How a tip goes live: one digest of the script and of the DEPLOY_ variables."""
     try:
         with open(settings.script, "rb") as file:
             script = file.read()
@@ -1832,8 +1833,7 @@ class Reporter:
 
     def _open(self, tell: typing.Callable[[Deployment], None]) -> None:
         reports: Reports = queue.SimpleQueue()
-        args = (reports, tell)
-        thread = threading.Thread(target=self._run, args=args, daemon=True)
+        thread = threading.Thread(target=self._run, args=(reports, tell), daemon=True)
         thread.start()
         self._lines.append((reports, thread))
 
