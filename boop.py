@@ -63,8 +63,8 @@ if typing.TYPE_CHECKING:
     import argparse
 
 # http.server imports http.client, and that imports ssl if there is one: 4 ms and 1.3 MB
-# that only a commit status needs (see Reporter._post). argparse is imported where it is
-# used, for the same reason.
+# that only a commit status needs (see Reporter._post). argparse and shutil are imported
+# where they are used, for the same reason.
 sys.modules["ssl"] = None  # type: ignore[assignment]
 import http.client
 import http.server
@@ -2607,28 +2607,28 @@ start();
 # parses it; a body only where its length is allowed and it says that it is signed.
 
 TEXT, HTML = "text/plain", "text/html"
-HEAD_END = re.compile(rb"\r?\n\r?\n")
+HEAD_END = re.compile(rb"\n\r?\n")
 # RFC 9112, 3 and 5: no line without a colon or that goes on with the one before, no NUL
 # and no bare CR.
 HEAD = re.compile(
-    rb"[^\r\n\0 ]+ [^\r\n\0 ]+ HTTP/[0-9]\.[0-9]\r?\n"
+    rb"[^\r\n\0 ]+ [^\r\n\0 ]+ HTTP/1\.[0-9]\r?\n"
     rb"(?:[!#$%&'*+.^_`|~\w-]+:[^\r\n\0]*\r?\n)*\r?\n"
 )
-SECURITY_HEADERS = (
-    b"X-Content-Type-Options: nosniff\r\n"
-    b"Referrer-Policy: no-referrer\r\n"
-    b"X-Frame-Options: DENY\r\n"
-    b"Content-Security-Policy: default-src 'none'; script-src 'self';"
-    b" style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none';"
-    b" form-action 'none'; frame-ancestors 'none'\r\n"
-)
+SECURITY_FIELDS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self';"
+    " style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none';"
+    " form-action 'none'; frame-ancestors 'none'",
+}
 
 
 class Door:
-    """Takes connections and gives each a thread. Holds what the handlers share.
+    """Takes connections and gives each a thread. Holds what those threads share.
 
-    accept and drain are called by main; the rest happens in the threads. `full` tells
-    main when to take no more for the time being: the kernel keeps those who wait.
+    A connection inherits the listener's options, socket(7): how long a reader may take
+    nothing, and that what is sent is sent at once.
     """
 
     def __init__(
@@ -2638,50 +2638,35 @@ class Door:
         deployments: Deployments,
         origin: Origin,
         runner: Runner,
-        wake: typing.Callable[[], None],
     ) -> None:
-        """wake: rouses main when a connection has closed while the house was full."""
         listener.setblocking(False)
+        patience = struct.pack("ll", SEND_TIMEOUT_S, 0)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.listener, self.settings, self.deployments = listener, settings, deployments
-        self.origin, self.runner, self._wake = origin, runner, wake
+        self.origin, self.runner = origin, runner
         self.large_bodies = threading.Semaphore(MAX_LARGE_BODIES)
         self.followers = threading.Semaphore(MAX_FOLLOWERS)
-        self._closed = threading.Condition()  # told when a connection closes; for:
-        self._open = 0
         self._wrong, self._said = 0, 0.0
 
-    @property
-    def full(self) -> bool:
-        """Are there MAX_CONNECTIONS?"""
-        return self._open >= MAX_CONNECTIONS
-
     def accept(self) -> None:
-        """Takes all that wait, as far as there is room."""
-        while not self.full:
-            try:
-                connection, address = self.listener.accept()
-            except BlockingIOError:
-                return
-            except ConnectionError:
-                continue  # it was gone before it was taken
-            except OSError as error:  # no descriptors, no memory
-                say(f"cannot accept: {error.strerror}", WARNING)
-                time.sleep(0.1)
-                return
-            with self._closed:
-                self._open += 1
-            args = connection, address
-            try:
-                threading.Thread(target=self._serve, args=args, daemon=True).start()
-            except RuntimeError as error:  # there are no more threads
-                say(f"cannot serve: {error}", WARNING)
-                self._close(connection)
+        """Takes all that wait, as far as there is room; the kernel keeps the others."""
+        try:
+            while len(self._threads()) < MAX_CONNECTIONS:
+                self._serve(*self.listener.accept())
+            time.sleep(0.01)  # there may be room then
+        except BlockingIOError:
+            pass  # these were all
+        except (OSError, RuntimeError) as error:  # no descriptors | no threads
+            say(f"cannot accept: {getattr(error, 'strerror', error)}", WARNING)
+            time.sleep(0.1)
 
     def drain(self) -> None:
         """Gives those who are being answered, and those who have not yet spoken, a
         moment; the others go with boop."""
-        with self._closed:
-            self._closed.wait_for(lambda: not self._open, DRAIN_S)
+        deadline = time.monotonic() + DRAIN_S
+        for thread in self._threads():
+            thread.join(max(0, deadline - time.monotonic()))
 
     def wrong_password(self, address: str) -> None:
         """Says it, at most once a second, and how many there have been. No lock: a
@@ -2691,36 +2676,34 @@ class Door:
             self._said = now
             say(f"wrong password from {address} ({self._wrong} so far)", NOTICE)
 
-    def _serve(self, connection: socket.socket, address: typing.Any) -> None:
-        try:
-            Handler(connection, address, self)
-        except OSError:
-            pass  # the client is gone
-        except Exception as error:  # noqa: BLE001  the thread's edge
-            say(f"a request failed: {type(error).__name__}: {error}", ERROR)
-        self._close(connection)
+    def _threads(self) -> list[threading.Thread]:
+        return [t for t in threading.enumerate() if t.name == Handler.__name__]
 
-    def _close(self, connection: socket.socket) -> None:
-        connection.close()
-        with self._closed:
-            was_full, self._open = self.full, self._open - 1
-            self._closed.notify_all()
-        if was_full:
-            self._wake()
+    def _serve(self, connection: socket.socket, address: typing.Any) -> None:
+        """Gives a connection its thread."""
+
+        def run() -> None:
+            with connection:
+                try:
+                    Handler(connection, address, self)
+                except OSError:
+                    pass  # the client is gone
+                except Exception as error:  # noqa: BLE001  the thread's edge
+                    say(f"a request failed: {type(error).__name__}: {error}", ERROR)
+
+        threading.Thread(target=run, name=Handler.__name__, daemon=True).start()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """One connection, and one request on it."""
 
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
     wbufsize = -1  # the head and the body leave in one piece
 
     # What an answer needs to know of a request, where there was none to parse.
-    command, request_version, requestline = "GET", "HTTP/1.1", ""
+    command, path, request_version = "GET", "", "HTTP/1.1"
     headers = http.client.HTTPMessage()
-    _path = _allow = ""
-    _expects = False
+    query: typing.AbstractSet[str] = frozenset()
 
     # method, path, what answers it, does BOOP_PASSWORD guard it?
     ROUTES = (
@@ -2740,43 +2723,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         super().__init__(connection, address, None)  # type: ignore[arg-type]
 
     def handle(self) -> None:
-        """Reads the head, and lets http.server parse it and call us back."""
-        deadline, head = time.monotonic() + HEAD_DEADLINE_S, b""
-        while not (end := HEAD_END.search(head)):
-            if len(head) > MAX_HEAD_BYTES:
-                self.send_error(431, "the request's head is too long")
-                return
-            head = (head + self._receive(PIPE_BYTES, deadline)).lstrip(b"\r\n")
-        head, self._unread = head[: end.end()], head[end.end() :]
-        if HEAD.fullmatch(head):
-            self.rfile.close()
-            self.rfile = io.BytesIO(head)
-            self.handle_one_request()
-        else:
-            self.send_error(400, "the request's head is not HTTP/1.1: RFC 9112")
-
-    def _receive(self, size: int, deadline: float) -> bytes:
-        """What has come, at most size bytes. Raises TimeoutError after the deadline,
-        which is one for many reads: a time-out for each would let a client send a
-        byte a second for ever; and ConnectionError where the client is gone."""
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self.connection.settimeout(left)
-        data: bytes = self.connection.recv(size)
-        if not data:
-            raise ConnectionError
-        return data
-
-    def __getattr__(self, name: str) -> typing.Any:
-        """http.server looks for do_GET and the like: every method goes one way."""
-        if name.startswith("do_"):
-            return self._answer
-        raise AttributeError(name)
-
-    def _answer(self) -> None:
-        """Refusals become answers here, and only here."""
+        """The request. Refusals become answers here, and only here."""
         try:
+            self._read_head()
             self._route()
             return
         except Refusal as refusal:
@@ -2785,111 +2734,175 @@ class Handler(http.server.BaseHTTPRequestHandler):
             status, why, word = 503, "boop has no memory for this request", "error"
         self._refuse(status, why, word)  # out here, where nothing holds the body
 
-    def _route(self) -> None:
-        self._path, _, query = self.path.partition("?")
-        if "://" in self._path:  # http://host/log/7: absolute-form, RFC 9112, 3.2.2
-            self._path = "/" + "".join(self._path.split("/", 3)[3:])
+    def _receive(self, deadline: float) -> bytes:
+        """What has come. Raises TimeoutError after the deadline, which is one for many
+        reads: a time-out for each would let a client send a byte a second for ever;
+        and ConnectionError where the client is gone."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.connection.settimeout(left)
+        data: bytes = self.connection.recv(PIPE_BYTES)
+        if not data:
+            raise ConnectionError
+        return data
+
+    def _read_head(self) -> None:
+        deadline, head = time.monotonic() + HEAD_DEADLINE_S, b""
+        while not (end := HEAD_END.search(head, 0, MAX_HEAD_BYTES)):
+            if len(head) >= MAX_HEAD_BYTES:
+                raise Refusal(431, f"the request's head is over {MAX_HEAD_BYTES} bytes")
+            head = (head + self._receive(deadline)).lstrip(b"\r\n")
+        head, self._unread = head[: end.end()], head[end.end() :]
+        if not HEAD.fullmatch(head):
+            raise Refusal(400, "the request's head is not HTTP/1.1: RFC 9112")
+        self.rfile = io.BytesIO(head)
+        self.raw_requestline = self.rfile.readline()
+        self.parse_request()
+        self.path, _, query = self.path.partition("?")
+        if "://" in self.path:  # http://host/log/7: absolute-form, RFC 9112, 3.2.2
+            self.path = "/" + "".join(self.path.split("/", 3)[3:])
         self.query = {name.partition("=")[0] for name in query.split("&")}
         hosts = len(self.headers.get_all("Host", []))
-        if hosts > 1 or (not hosts and self.request_version >= "HTTP/1.1"):
+        if hosts > 1 or (not hosts and self.request_version != "HTTP/1.0"):
             raise Refusal(400, f"{hosts} Host headers, not one: RFC 9112, 3.2")
-        method = "GET" if self.command == "HEAD" else self.command
-        allowed = []
-        for wanted, pattern, name, guarded in self.ROUTES:
-            found = pattern.fullmatch(self._path)
-            if found and wanted == method:
-                if guarded:
-                    self._check_password()
-                getattr(self, f"_{name}")(*found.groups())
-                return
-            allowed += [wanted] if found else []
-        if not allowed:
-            raise Refusal(404, f"there is no {one_line(self._path, 100)} here")
-        self._allow = "GET, HEAD" if "GET" in allowed else allowed[0]
-        raise Refusal(405, f"{one_line(self.command, 20)} is not for this address")
+
+    def send_error(
+        self, code: int, message: str | None = None, explain: str | None = None
+    ) -> None:
+        """What parse_request does not like."""
+        raise Refusal(code, message or "the request's head is not HTTP/1.1: RFC 9112")
+
+    def handle_expect_100(self) -> bool:
+        """Not yet: when the body is wanted."""
+        return True
+
+    def version_string(self) -> str:
+        """Who answers."""
+        return f"boop/{VERSION}"
+
+    def log_request(self, *_: typing.Any) -> None:
+        """Nothing: what is worth a line is said where it happens."""
+
+    def _route(self) -> None:
+        for method, pattern, name, guarded in self.ROUTES:
+            if not (found := pattern.fullmatch(self.path)):
+                continue
+            if method != ("GET" if self.command == "HEAD" else self.command):
+                word = one_line(self.command, 20)
+                raise Refusal(405, f"{word} is not for this address")
+            if guarded and self.door.settings.password:
+                self._check_password()
+            getattr(self, f"_{name}")(*found.groups())
+            return
+        raise Refusal(404, f"there is no {one_line(self.path, 100)} here")
 
     def _check_password(self) -> None:
-        password = os.fsencode(self.door.settings.password)
-        if not password:
-            return
         kind, _, value = self.headers.get("Authorization", "").partition(" ")
         try:
             login = base64.b64decode(value, validate=True)
         except ValueError:
             login = b""
         sent = login.partition(b":")[2] if kind.lower() == "basic" else b""
-        if not hmac.compare_digest(sent, password):
+        if not hmac.compare_digest(sent, os.fsencode(self.door.settings.password)):
             if value:  # a browser asks without one first
                 self.door.wrong_password(self.client_address[0])
             raise Refusal(401, "boop wants the password (BOOP_PASSWORD), any user name")
 
-    def _form(self) -> str:
-        """The form that the client asks for; curl gets text."""
-        accept = self.headers.get("Accept", "").lower()
-        if "text" in self.query:
-            return TEXT
-        return next((form for form in (JSON, HTML) if form in accept), TEXT)
-
     # How answers are sent.
 
-    def _refuse(self, status: int, why: str, word: str = "error") -> None:
-        """An answer other than a page's or a 202: to the client, and on stderr."""
-        why, hook = say.mask.text(why), self._path == "/deploy"
+    def _refuse(self, status: int, why: str, word: str) -> None:
+        """An answer other than a page's or a 202: to the client, and on stderr, unless
+        it is for somebody who only looked."""
+        why, hook = say.mask.text(why), self.path == "/deploy"
         if hook or self.command == "POST":
             who = one_line(self.headers.get("X-GitHub-Delivery", ""), 40)
             who = f" (delivery {who})" if who else ""
             say(f"{status} to {self.client_address[0]}{who}: {why}", NOTICE)
-        login = "Signature" if hook else 'Basic realm="boop", charset="UTF-8"'
+        scheme = "Signature" if hook else 'Basic realm="boop", charset="UTF-8"'
         more = {
-            401: [("WWW-Authenticate", login)],
-            405: [("Allow", self._allow)],
-            503: [("Retry-After", "30")],
-        }.get(status, [])
+            401: {"WWW_Authenticate": scheme},
+            405: {"Allow": "POST" if hook else "GET, HEAD"},
+            503: {"Retry_After": "30"},
+        }.get(status, {})
         if hook or JSON in self.headers.get("Accept", ""):
-            self._send_json({word: why}, status, *more)
+            self._send_json({word: why}, status, **more)
         else:
-            self._send(f"{why}\n", TEXT, status, *more)
+            self._send(f"{why}\n", TEXT, status, **more)
         self._linger()
 
     def _linger(self) -> None:
         """Reads on for a moment: closing on unread bytes would reset the connection,
         and the client might never see why it was refused."""
         deadline = time.monotonic() + LINGER_S
-        try:
-            self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_WR)
-            while True:
-                self._receive(PIPE_BYTES, deadline)
-        except OSError:
-            pass  # it has seen it, or the moment is over
+        self.connection.shutdown(socket.SHUT_WR)
+        while True:  # until it has seen it, or the moment is over: OSError
+            self._receive(deadline)
 
-    def _send_json(
-        self, value: typing.Any, status: int = 200, *more: tuple[str, str]
-    ) -> None:
-        self._send(json.dumps(value) + "\n", JSON, status, *more)
+    def _send_json(self, value: typing.Any, status: int = 200, **more: str) -> None:
+        self._send(json.dumps(value) + "\n", JSON, status, **more)
 
-    def _send(
-        self, text: str, kind: str, status: int = 200, *more: tuple[str, str]
-    ) -> None:
+    def _send(self, text: str, kind: str, status: int = 200, **more: str) -> None:
         body = text.encode("utf-8", "replace")
-        self._send_head(status, kind, ("Content-Length", str(len(body))), *more)
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        self._head(status, kind, Content_Length=str(len(body)), **more)
+        self._write(b"" if self.command == "HEAD" else body)
 
-    def _send_head(self, status: int, kind: str, *more: tuple[str, str]) -> None:
-        self.connection.settimeout(SEND_TIMEOUT_S)
+    def _head(self, status: int, kind: str, **more: str) -> None:
+        """An answer's head; kind: its Content-Type; more: fields, with _ for -."""
+        self.connection.settimeout(None)  # the kernel's holds: see Door
         self.send_response(status)
-        charset = "" if kind == JSON else "; charset=utf-8"
-        fixed = {
-            "Content-Type": kind + charset,
-            "Vary": "Accept",
+        fields = {
+            "Content-Type": kind if kind == JSON else f"{kind}; charset=utf-8",
             "Connection": "close",
+            "Vary": "Accept",
             "Cache-Control": "no-cache",
+            **SECURITY_FIELDS,
+            **{name.replace("_", "-"): value for name, value in more.items()},
         }
-        for name, value in (fixed | dict(more)).items():
+        for name, value in fields.items():
             self.send_header(name, value)
-        self._headers_buffer.append(SECURITY_HEADERS)
         self.end_headers()
+
+    def _write(self, data: bytes) -> None:
+        """Sends this, and a head that waits for it."""
+        self.wfile.write(data)
+        self.wfile.flush()
+
+    def _write_file(self, file: io.FileIO, at: int, end: int) -> int:
+        """Sends a part of it, from the page cache to the socket: sendfile(2). How far
+        it came."""
+        out, source = self.connection.fileno(), file.fileno()
+        while sent := os.sendfile(out, source, at, end - at):
+            at += sent
+        return at
+
+    def _form(self) -> str:
+        """The form that the client asks for; curl gets text."""
+        asked = next((word for word in ("follow", "text") if word in self.query), "")
+        accept = self.headers.get("Accept", "").lower()
+        return asked or next((form for form in (JSON, HTML) if form in accept), TEXT)
+
+    def _follow(self, news: typing.Iterable[None]) -> None:
+        """An answer without a length, which ends when the connection does: lets `news`
+        send what is new whenever there may be some, until it or the client ends."""
+        if not self.door.followers.acquire(blocking=False):
+            raise Refusal(503, "boop has all the followers it serves")
+        try:
+            fields = {"Cache_Control": "no-store", "X_Accel_Buffering": "no"}  # nginx's
+            self._head(200, TEXT, **fields)
+            self.wfile.flush()
+            seen = 0
+            for _ in news if self.command != "HEAD" else ():
+                if seen < 0 or self._left():
+                    break
+                seen = self.deployments.wait(seen, LOOK_S)
+        finally:
+            self.door.followers.release()
+
+    def _left(self) -> bool:
+        """Has the client left? What else it may say is of no interest."""
+        readable, _, _ = select.select([self.connection], [], [], 0)
+        return bool(readable) and not self.connection.recv(PIPE_BYTES)
 
     # What answers the routes.
 
@@ -2911,9 +2924,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except OSError as error:
             raise Refusal(503, f"cannot record the push: {error.strerror}") from None
         answer = {"deployment": number, "status": "queued", "log": f"log/{number}"}
-        try:
+        try:  # first, as starting a script holds all threads up a little
             self._send_json(answer, 202)
-            self.wfile.flush()  # first: starting a script holds all threads up a little
         finally:
             self.door.runner.wake()
 
@@ -2931,15 +2943,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         lengths = self.headers.get_all("Content-Length", [])
         if "Transfer-Encoding" in self.headers or not lengths:
             raise Refusal(411, "no Content-Length (chunked bodies are not taken)")
-        if len(lengths) > 1 or not re.fullmatch("[0-9]+", lengths[0]):
+        if len(lengths) > 1 or not re.fullmatch("[0-9]{1,99}", lengths[0]):
             raise Refusal(400, "Content-Length is not one whole number")
         form = media_type(self.headers) == FORM
-        most = MAX_FORM_BYTES if form else MAX_BODY_BYTES
-        digits = lengths[0].lstrip("0") or "0"
-        if len(digits) > 18 or int(digits) > most:
+        length, most = int(lengths[0]), MAX_FORM_BYTES if form else MAX_BODY_BYTES
+        if length > most:
             instead = ": let the hook send application/json" if form else ""
             raise Refusal(413, f"the body is over {most} bytes{instead}")
-        return int(digits)
+        return length
 
     def _push(self, length: int) -> Push | Cancel:
         """Takes the body in, verifies it, and says what it asks for; a large one when
@@ -2958,36 +2969,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _body(self, length: int, deadline: float) -> memoryview:
         """The body, in pages of its own: malloc(3) would keep them for a next one."""
-        if self._expects:
-            self.send_response_only(100)
-            self.end_headers()
-            self.wfile.flush()
+        if "Expect" in self.headers:
+            self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
-            body, at = memoryview(mmap.mmap(-1, length or 1))[:length], 0
+            body = mmap.mmap(-1, length or 1)
         except OSError:
             raise MemoryError from None
         try:
-            while at < length:
-                part = self._unread or self._receive(PIPE_BYTES, deadline)
-                part, self._unread = part[: length - at], b""
-                body[at : at + len(part)] = part
-                at += len(part)
+            body.write(self._unread[:length])
+            while body.tell() < length:
+                body.write(self._receive(deadline)[: length - body.tell()])
         except TimeoutError:
             raise Refusal(408, f"the body took over {BODY_DEADLINE_S} s") from None
         except ConnectionError:
-            missing = length - at
+            missing = length - body.tell()
             raise Refusal(400, f"the body ended {missing} bytes early") from None
-        return body
-
-    def handle_expect_100(self) -> bool:
-        """http.server would ask for the body before its length is looked at."""
-        self._expects = True
-        return True
+        return memoryview(body)[:length]
 
     def _list(self) -> None:
         """GET /: the deployments, newest first."""
         newest, form = self.deployments.newest_first(), self._form()
-        if "follow" in self.query:
+        if form == "follow":
             self._follow(self._changes(self.deployments.changes))
         elif form == JSON:
             self._send_json({"deployments": [d.record() for d in newest]})
@@ -3000,26 +3002,35 @@ class Handler(http.server.BaseHTTPRequestHandler):
             text = empty_text(bool(settings.secret), settings.repo, why)
             self._send(text, TEXT)
 
+    def _changes(self, count: int) -> typing.Iterator[None]:
+        """Sends a line for each change of a deployment since the count-th."""
+        while True:
+            count, changed = self.deployments.since(count)
+            for d in changed:
+                why = f": {d.reason}" if d.reason else ""
+                line = f"{d.number} {d.status} {d.branch} {(d.commit or '')[:8]}{why}"
+                self._write(one_line(line).encode() + b"\n")
+            yield
+
     def _log(self, which: str) -> None:
         """GET /log/N: the log, the page around it, or the record."""
         newest = self.deployments.newest_first()
         number = newest[0].number if newest else 0
         number = number if which == "latest" else int(which)
-        deployment, form = self.deployments.get(number), self._form()
-        if not deployment:
+        d, form = self.deployments.get(number), self._form()
+        if not d:
             raise Refusal(404, f"there is no deployment {which}")
-        if "follow" in self.query:
+        if form == "follow":
             self._follow(self._growth(number))
         elif form == JSON:
-            self._send_json(deployment.record())
+            self._send_json(d.record())
         elif form == HTML:
             self._send(page("../"), HTML)
         else:
-            self._log_text(deployment)
+            self._log_text(d)
 
     def _log_text(self, d: Deployment) -> None:
-        """The log so far, as it is: sendfile(2) from the page cache to the socket. A
-        finished one has an ETag: RFC 9110, 13.1.2."""
+        """The log so far. A finished one has an ETag: RFC 9110, 13.1.2."""
         try:
             log = open(self.deployments.log_path(d.number), "rb", 0)
         except FileNotFoundError:
@@ -3028,41 +3039,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with log:
             size = os.fstat(log.fileno()).st_size
             tag = f'"{d.number}-{d.finished_at}-{size}"'
-            more = [("ETag", tag)] if d.finished else []
+            more = {"ETag": tag} if d.finished else {}
             if d.finished and tag in self.headers.get("If-None-Match", ""):
-                self._send_head(304, TEXT, *more)
+                self._head(304, TEXT, **more)
                 return
-            self._send_head(200, TEXT, ("Content-Length", str(size)), *more)
-            if self.command != "HEAD" and size:
+            self._head(200, TEXT, Content_Length=str(size), **more)
+            if self.command != "HEAD":
                 self.wfile.flush()
-                self.connection.sendfile(log, 0, size)
-
-    def _follow(self, feed: typing.Iterable[None]) -> None:
-        """An answer without a length, which ends when the connection does: lets `feed`
-        send what is new whenever there may be news, until it or the client ends."""
-        if not self.door.followers.acquire(blocking=False):
-            raise Refusal(503, "boop has all the followers it serves")
-        try:
-            unbuffered = "X-Accel-Buffering", "no"  # for an nginx
-            self._send_head(200, TEXT, ("Cache-Control", "no-store"), unbuffered)
-            self.wfile.flush()
-            self.connection.settimeout(None)  # for os.sendfile; the kernel's instead:
-            patience = struct.pack("ll", SEND_TIMEOUT_S, 0)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
-            seen = 0
-            for _ in feed if self.command != "HEAD" else ():
-                if seen < 0 or self._left():
-                    break
-                seen = self.deployments.wait(seen, LOOK_S)
-        finally:
-            self.door.followers.release()
-
-    def _left(self) -> bool:
-        """Has the client left? What else it may say is of no interest."""
-        try:
-            return not self.connection.recv(PIPE_BYTES, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
+                self._write_file(log, 0, size)
 
     def _growth(self, number: int) -> typing.Iterator[None]:
         """Sends what the log has grown by, until its deployment has ended."""
@@ -3072,23 +3056,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             over = deployment is None or deployment.finished  # before the last look
             try:
                 with open(self.deployments.log_path(number), "rb", 0) as log:
-                    out, source = self.connection.fileno(), log.fileno()
-                    while sent := os.sendfile(out, source, at, 1 << 20):
-                        at += sent
+                    at = self._write_file(log, at, os.fstat(log.fileno()).st_size)
             except FileNotFoundError:
                 pass  # it waits for its turn
             if over:
                 return
-            yield
-
-    def _changes(self, count: int) -> typing.Iterator[None]:
-        """Sends a line for each change of a deployment since the count-th."""
-        while True:
-            count, changed = self.deployments.since(count)
-            for d in changed:
-                why = f": {d.reason}" if d.reason else ""
-                line = f"{d.number} {d.status} {d.branch} {(d.commit or '')[:8]}{why}"
-                self.connection.sendall(one_line(line).encode() + b"\n")
             yield
 
     def _healthz(self) -> None:
@@ -3111,27 +3083,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _asset(self, kind: str) -> None:
         """GET /boop.css, /boop.js: never changed, as their address has the version."""
-        forever = "Cache-Control", "max-age=31536000, immutable"
-        if kind == "css":
-            self._send(BOOP_CSS, "text/css", 200, forever)
-        else:
-            self._send(BOOP_JS, "text/javascript", 200, forever)
-
-    # http.server's own words, in our ways.
-
-    def version_string(self) -> str:
-        """The Server header: boop's version, and not Python's."""
-        return f"boop/{VERSION}"
-
-    def send_error(
-        self, code: int, message: str | None = None, explain: str | None = None
-    ) -> None:
-        """What http.server refuses itself: a request that is no HTTP."""
-        self.request_version = "HTTP/1.1"
-        self._refuse(code, one_line(message or "", 100) or "bad request")
-
-    def log_message(self, format: str, *args: typing.Any) -> None:
-        """No access log: what matters is said where it happens."""
+        kinds = {"css": ("text/css", BOOP_CSS), "js": ("text/javascript", BOOP_JS)}
+        media, text = kinds[kind]
+        self._send(text, media, Cache_Control="max-age=31536000, immutable")
 
 
 # --- 9. main --------------------------------------------------------------------------
@@ -3189,7 +3143,7 @@ class Boop:
         """Raises OSError when boop can't serve, with the reason in one line."""
         self._settings, self._environ = settings, environ
         self._events, self._event = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
             signal.signal(signum, lambda *_: None)  # serve reads them off the pipe
         signal.set_wakeup_fd(self._event, warn_on_full_buffer=False)
         try:
@@ -3202,37 +3156,29 @@ class Boop:
         self._reporter = Reporter(*parts)
         self._runner = Runner(*parts, self._origin, self._report)
         shared = settings, self._deployments, self._origin, self._runner
-        self._door = Door(listen(settings, environ), *shared, self._wake)
+        self._door = Door(listen(settings, environ), *shared)
 
     def serve(self) -> int:
         """The daemon's life: until a signal ends it. The exit status."""
-        poll, listener = select.poll(), self._door.listener
-        poll.register(self._events, select.POLLIN)
         threading.Thread(target=self._run, daemon=True).start()
         self._welcome()
         if self._settings.repo:
             args = self._deployments, self._runner.wake
             threading.Thread(target=self._origin.run, args=args, daemon=True).start()
-        every, alive = watchdog_s(self._environ), time.monotonic()
+        every = watchdog_s(self._environ)
+        signal.setitimer(signal.ITIMER_REAL, every, every)
+        wanted = [self._events, self._door.listener.fileno()]
         while not self._signalled():
             if self._runner.done.is_set():
                 say("the runner is gone, and so boop ends", ERROR)
                 return 1
-            if every and time.monotonic() - alive >= every:
-                sd_notify(self._environ, WATCHDOG=1)
-                alive = time.monotonic()
-            poll.register(listener, 0 if self._door.full else select.POLLIN)
-            poll.poll(every * 1000 or None)
+            select.select(wanted, [], [])
             self._door.accept()
         return self._end()
 
     def _run(self) -> None:
         self._runner.run()
-        self._wake()
-
-    def _wake(self) -> None:
-        """Rouses serve from another thread, by what is no signal."""
-        os.write(self._event, b"\0")
+        os.write(self._event, b"\0")  # serve shall see it
 
     def _signalled(self) -> bool:
         """Minds the signals; is it time to end?"""
@@ -3240,6 +3186,8 @@ class Boop:
             signums = os.read(self._events, 4096)
         except BlockingIOError:
             return False
+        if signal.SIGALRM in signums:
+            sd_notify(self._environ, WATCHDOG=1)
         if signal.SIGHUP in signums:
             now = time.monotonic_ns() // 1000
             sd_notify(self._environ, RELOADING=1, MONOTONIC_USEC=now)
@@ -3281,7 +3229,7 @@ class Boop:
         host, port = self._door.listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
         say(f"boop {VERSION} listens on {address}, state in {s.state}")
-        if not _same_output():
+        if not (os.isatty(1) or say.journal):  # where it would be read twice
             try:
                 os.write(1, f"{address}\n".encode())
             except OSError:
@@ -3295,96 +3243,77 @@ class Boop:
         sd_notify(self._environ, READY=1, STATUS=self._status())
 
 
-def _same_output() -> bool:
-    """Do stdout and stderr go to one place? Then the address is not printed twice."""
-    try:
-        return os.path.sameopenfile(1, 2)
-    except OSError:
-        return True
-
-
 # What is asked of a running boop.
 
 
 def call(
     settings: Settings,
     path: str,
-    body: bytes | None = None,
-    headers: typing.Mapping[str, str] | None = None,
+    wish: dict[str, typing.Any] | None = None,
+    timeout: float | None = None,
 ) -> http.client.HTTPResponse:
-    """Asks the boop that runs with these settings: its answer, if that is a 2xx.
-
-    Raises Refusal, OSError, HTTPException.
-    """
-    headers = dict(headers or {})
+    """Asks the boop that runs with these settings, by a signed request where there is a
+    wish: its answer, if that is a 2xx. Raises Refusal, or what by_hand catches."""
+    body, headers = None, {"Accept": JSON}
     if settings.password:
         login = base64.b64encode(b"boop:" + os.fsencode(settings.password)).decode()
         headers["Authorization"] = f"Basic {login}"
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    connection = http.client.HTTPConnection(host, settings.port)
-    connection.request("POST" if body else "GET", path, body, headers)
+    if wish:
+        body, key = json.dumps(wish).encode(), os.fsencode(settings.secret)
+        digest = hmac.new(key, body, "sha256").hexdigest()
+        headers |= {"Content-Type": JSON, "X-Hub-Signature-256": f"sha256={digest}"}
+    connection = http.client.HTTPConnection(settings.host, settings.port, timeout)
+    connection.request("POST" if wish else "GET", path, body, headers)
     answer = connection.getresponse()
     if answer.status >= 300:
-        text = answer.read(2000).decode("utf-8", "replace").strip()
-        why = json.loads(text).get("error") if text.startswith("{") else text
-        raise Refusal(answer.status, f"{answer.status}: {one_line(str(why))}")
+        raise Refusal(answer.status, f"{answer.status}: {json.load(answer)['error']}")
     return answer
-
-
-def ask(settings: Settings, **wish: typing.Any) -> typing.Any:
-    """A signed request by hand: the answer's JSON. Raises as call does."""
-    if not settings.secret:
-        raise Refusal(401, "BOOP_SECRET is not set: boop would not know who asks")
-    body = json.dumps(wish).encode()
-    digest = hmac.new(os.fsencode(settings.secret), body, "sha256").hexdigest()
-    headers = {"Content-Type": JSON, "X-Hub-Signature-256": f"sha256={digest}"}
-    return json.load(call(settings, "/deploy", body, headers))
 
 
 def cancel(settings: Settings, number: str | None) -> int:
     """`boop.py cancel [N]`: the running deployment, where no number is given."""
     if number is None:
-        listed = json.load(call(settings, "/", headers={"Accept": JSON}))
-        running = (d for d in listed["deployments"] if d["status"] == "inprogress")
-        number = next((str(d["number"]) for d in running), None)
+        listed = json.load(call(settings, "/"))["deployments"]
+        running = (str(d["number"]) for d in listed if d["status"] == "inprogress")
+        number = next(running, None)
     if number is None:
         raise Refusal(409, "no deployment is running")
     if not number.isdecimal():
         raise Refusal(400, f"{number!r} is not a deployment's number")
-    ask(settings, cancel=int(number))
+    call(settings, "/deploy", {"cancel": int(number)})
     print(f"deployment {number} is cancelled")
     return 0
 
 
 def deploy(settings: Settings, commit: str | None, force: bool) -> int:
     """`boop.py deploy`: prints the log as it grows. 0 on success, 1 on a fail."""
-    if commit is not None and not is_commit(commit):
-        raise Refusal(400, f"{commit!r} is not a full commit id (40 or 64 hex digits)")
-    exactly = {"commit": commit} if commit else {}
-    number = ask(settings, **exactly, force=force)["deployment"]
-    log = call(settings, f"/log/{number}?follow")
+    exactly = {} if commit is None else {"commit": commit}
+    answer = call(settings, "/deploy", {**exactly, "force": force})
+    path = json.load(answer)["log"]
+    log = call(settings, f"/{path}?follow")
     while data := log.read1(PIPE_BYTES):
         try:
             while data:
                 data = data[os.write(1, data) :]
         except OSError:
             pass  # nobody reads on: how it ends is the exit status all the same
-    record = json.load(call(settings, f"/log/{number}", headers={"Accept": JSON}))
-    return int(record["status"] != "success")
+    return int(json.load(call(settings, f"/{path}"))["status"] != "success")
 
 
-def by_hand(settings: Settings, given: argparse.Namespace) -> int:
+def by_hand(settings: Settings, flags: dict[str, typing.Any]) -> int:
     """Asks the running boop. The exit status."""
-    where = f"boop at {settings.host} port {settings.port}"
     try:
-        if given.command == "cancel":
-            return cancel(settings, given.what)
-        return deploy(settings, given.what, given.force)
+        if not settings.secret:
+            raise Refusal(401, "BOOP_SECRET is not set: boop would not know who asks")
+        if flags["command"] == "cancel":
+            return cancel(settings, flags["what"])
+        return deploy(settings, flags["what"], flags["force"])
     except Refusal as refusal:
-        say(f"{where} refused: {refusal.why}", ERROR)
+        why = f"refused: {refusal.why}"
     except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        say(f"{where} does not answer: {why}", ERROR)
+        why = f"does not answer: {why}"
+    say(f"boop at {settings.host} port {settings.port} {why}", ERROR)
     return 1
 
 
@@ -3410,19 +3339,13 @@ def check(settings: Settings, environ: Environ) -> int:
 def _look_at_address(settings: Settings, environ: Environ) -> str:
     where = f"{settings.host} port {settings.port}"
     try:
-        listen(settings, {}).close()
-        return f"can listen on {where}"
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        taken = error
-    try:
-        server = call(settings, "/badge.svg").headers.get("Server", "")
-    except (Refusal, OSError, http.client.HTTPException):
-        server = ""
-    if server.startswith("boop/"):
-        return f"a boop listens on {where} now"
-    raise taken
+        server = call(settings, "/badge.svg", timeout=5).headers.get("Server", "")
+        if server.startswith("boop/"):
+            return f"a boop listens on {where} now"
+    except (Refusal, OSError, http.client.HTTPException, ValueError, LookupError):
+        pass  # somebody else, or nobody
+    listen(settings, {}).close()
+    return f"can listen on {where}"
 
 
 def _look_at_state(settings: Settings, environ: Environ) -> str:
@@ -3446,9 +3369,8 @@ def _look_at_repo(settings: Settings, environ: Environ) -> str:
 def _look_for_programs(settings: Settings, environ: Environ) -> str:
     import shutil
 
-    needed = ["git"]
-    if os.path.basename(settings.script) == "deploy.sh":
-        needed += ["aws"] * environ.get("DEPLOY_TO", "").startswith("s3://")
+    to_s3 = environ.get("DEPLOY_TO", "").startswith("s3://")
+    needed = ["git", "aws"] if to_s3 else ["git"]
     missing = [name for name in needed if not shutil.which(name)]
     if missing:
         raise OSError(None, f"{' and '.join(missing)}: not installed, or not in PATH")
@@ -3498,15 +3420,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """What was asked, and what is wrong with it. Raises BadSettings; --help and
-    --version print, and raise SystemExit."""
-    given, more = _parser().parse_known_args(argv)
+def read_flags(argv: list[str]) -> dict[str, typing.Any]:
+    """What was asked, by name. Raises BadSettings; --help and --version print, and
+    raise SystemExit."""
+    given, more = _parser().parse_known_intermixed_args(argv)
     words = [word.partition("=")[0] for word in more]  # a secret may come after it
-    wrong = [f"{one_line(word)}: no such flag" for word in words if word[:1] == "-"]
-    if not wrong and (words or given.command not in (None, "deploy", "cancel")):
-        wrong = [f"{one_line([*words, given.command][0])}: no such command"]
-    return given, wrong
+    flags = [f"{one_line(word)}: no such flag" for word in words if word[:1] == "-"]
+    if flags:
+        raise BadSettings(flags)
+    if words or given.command not in (None, "deploy", "cancel"):
+        raise BadSettings([f"{one_line([*words, given.command][0])}: no such command"])
+    return vars(given)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -3517,22 +3441,19 @@ def main(argv: list[str] | None = None) -> int:
             os.fstat(fd)
         except OSError:  # closed: or a socket would take its number
             os.open(os.devnull, os.O_RDWR)
-    given, mistakes = None, list[str]()
     try:
-        given, mistakes = read_flags(argv) if argv else (None, [])  # imports argparse
-        settings = read_settings(environ, vars(given) if given else {})
+        flags = read_flags(argv) if argv else {}  # it takes time to import argparse
+        settings = read_settings(environ, flags)
     except BadSettings as bad:
-        mistakes += bad.mistakes
-    if mistakes:
-        for mistake in mistakes:
+        for mistake in bad.mistakes:
             say(mistake, ERROR)
         return EX_CONFIG
     say.mask = Mask(secrets_of(settings, environ))
     try:
-        if given and given.check:
+        if flags.get("check"):
             return check(settings, environ)
-        if given and given.command:
-            return by_hand(settings, given)
+        if flags.get("command"):
+            return by_hand(settings, flags)
         return Boop(settings, environ).serve()
     except OSError as error:
         say(f"boop can't serve: {error.strerror or error}", ERROR)

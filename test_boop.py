@@ -4868,9 +4868,9 @@ class BadClients(Case):
         for name, data, expected in (
             ("nothing", b"", []),
             ("a TLS hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9, []),
-            ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [505]),
+            ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [400]),
             ("no path", b"GET\r\n\r\n", [400]),
-            ("a long line", b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n", [414]),
+            ("a long line", b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n", [431]),
             ("a long header", get + b"X: " + b"x" * 100_000, [431]),
             ("many headers", get + many + b"\r\n", [431]),
             ("only LF", good.replace(b"\r\n", b"\n"), [202]),
