@@ -127,6 +127,7 @@ class Mask:
         """shown: each secret, of one line, and what stands in its place."""
         self._shown = {os.fsencode(k): os.fsencode(v) for k, v in shown.items()}
         self._secrets = sorted(self._shown, key=len, reverse=True)  # the longest wins
+        self._firsts = tuple({secret[:1] for secret in self._secrets})
         self._pattern = re.compile(b"|".join(map(re.escape, self._secrets)) or b"(?!)")
         self._held = b""
 
@@ -138,13 +139,14 @@ class Mask:
         return self._replace(data).decode("utf-8", "surrogatepass")
 
     def feed(self, data: bytes) -> bytes:
-        """The next part of a stream. The end of a line that is not complete is held
-        back, as long as the longest secret: it may be a secret's beginning."""
+        """The next part of a stream. Its end is held back where it begins a secret."""
         if not self._secrets:
             return data
         data = self._held + data
         longest = len(self._secrets[0])
-        safe = max(0, data.rfind(b"\n") + 1, len(data) - longest + 1)
+        first = max(0, data.rfind(b"\n") + 1, len(data) - longest + 1)
+        ends = (i for i in range(first, len(data)) if self._begins(data, i))
+        safe = next(ends, len(data))
         for found in self._pattern.finditer(data):
             if found.start() < safe < found.end():
                 safe = found.end()
@@ -155,6 +157,11 @@ class Mask:
         """What was held back: nothing more comes."""
         held, self._held = self._held, b""
         return self._replace(held)
+
+    def _begins(self, data: bytes, at: int) -> bool:
+        if not data.startswith(self._firsts, at):  # most of a megabyte does not
+            return False
+        return any(secret.startswith(data[at:]) for secret in self._secrets)
 
     def _replace(self, data: bytes) -> bytes:
         return self._pattern.sub(lambda found: self._shown[found[0]], data)
