@@ -1952,9 +1952,9 @@ class Stopping(Case):
     ) -> None:
         b = self.boop(
             f"""
+            trap 'echo cleaned up; exit 0' TERM
             echo $$ > {self.folder}/pid.new; mv {self.folder}/pid.new {self.folder}/pid
             [ "$BOOP_NUMBER" = 1 ] || exit 0
-            trap 'echo cleaned up; exit 0' TERM
             sleep 1000 & wait
             """
         )
@@ -1980,7 +1980,7 @@ class Stopping(Case):
         )
         b.push()
         until(on.exists, "the script")
-        until(lambda: b"half" in (b.state / "1.log").read_bytes(), "its output")
+        until(lambda: "half" in b.log(1), "its output")
         b.restart(signal.SIGKILL)
         self.assertEqual(b.finished(2)["trigger"], "interrupted")
         end = "half\nboop: fail: interrupted: boop was killed\n"
