@@ -2491,26 +2491,18 @@ class ByHand(Case):
 # --- deploy.sh ------------------------------------------------------------------------
 
 DEPLOY = HERE / "deploy.sh"
-NOON = "2024-05-06T12:00:00Z"
 
 
 class Repository:
     """A git repository that a test writes into."""
 
-    def __init__(self, path, environment, *options):
-        self.path, self.environment = pathlib.Path(path), environment
-        self.path.mkdir(parents=True)
+    def __init__(self, path, *options):
+        self.path = path
+        path.mkdir()
         self.git("init", "-q", "-b", "main", *options)
 
     def git(self, *arguments):
-        return subprocess.run(
-            ["git", *arguments],
-            cwd=self.path,
-            env=self.environment,
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
+        return git(self.path, "-c", "protocol.file.allow=always", *arguments)
 
     def write(self, files):
         for name, content in files.items():
@@ -2523,12 +2515,15 @@ class Repository:
                 content if isinstance(content, bytes) else content.encode()
             )
 
-    def commit(self, message="Change", files=None, date=NOON):
+    def commit(self, message="Edit", files=None, date="2024-05-06T07:08:09Z"):
         self.write(files or {})
         self.git("add", "-A")
-        self.environment.update(GIT_AUTHOR_DATE=date, GIT_COMMITTER_DATE=date)
-        self.git("commit", "-q", "--allow-empty", "-m", message)
+        self.git("commit", "-q", "--allow-empty", "--date", date, "-m", message)
         return self.git("rev-parse", "HEAD")
+
+    def drop_commit(self):
+        """As if the last one had never been."""
+        self.git("reset", "-q", "--hard", "HEAD~1")
 
     def files(self):
         """What a plain site of it is."""
@@ -2562,32 +2557,24 @@ class DeployCase(Case):
         self.bin, self.home = self.folder / "bin", self.folder / "home"
         self.bin.mkdir()
         self.home.mkdir()
-        (self.home / ".gitconfig").write_text(
-            "[user]\nname = Ann\nemail = ann@example.org\n"
-            '[protocol "file"]\nallow = always\n'
-        )
-        self.environment = {
-            "PATH": f"{self.bin}:{os.environ['PATH']}",
-            "HOME": str(self.home),
-            "TZ": "UTC",
-            "GIT_CONFIG_NOSYSTEM": "1",
-            "PYENV_ROOT": os.path.expanduser("~/.pyenv"),  # an aws that is a shim of it
-        }
-        self.repository = self.new_repository("repository")
+        (self.home / ".gitconfig").write_text('[protocol "file"]\nallow = always\n')
+        self.repository = Repository(self.folder / "repository")
         self.state = self.folder / "state"
         self.target = self.state / "public"
         self.result = self.folder / "result"
         self.settings = {
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "HOME": self.home,
+            "TZ": "UTC",
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "PYENV_ROOT": os.path.expanduser("~/.pyenv"),  # an aws that is a shim of it
             "BOOP_REPO": self.repository.path,
             "BOOP_STATE": self.state,
             "BOOP_RESULT": self.result,
         }
 
-    def new_repository(self, name, *options):
-        return Repository(self.folder / name, dict(self.environment), *options)
-
     def start(self, cwd=None, **settings):
-        environment = {**self.environment, **self.settings, **settings}
+        environment = {**self.settings, **settings}
         self.result.write_text("")
         return subprocess.Popen(
             [DEPLOY],
@@ -2607,14 +2594,6 @@ class DeployCase(Case):
         self.assertEqual(bool(process.returncode), bool(status), output)
         return output
 
-    def publish(self, files, date=NOON, **settings):
-        """Commits and deploys: the log. What is live is then the site, and all of it."""
-        tip = self.repository.commit("Edit", files, date)
-        output = self.run_it(**settings)
-        self.assertEqual(self.live(), self.site())
-        self.assertEqual(self.results()["commit"], tip)
-        return output
-
     def results(self):
         """What the last run left for boop."""
         return dict(line.split("=", 1) for line in self.result.read_text().splitlines())
@@ -2626,8 +2605,31 @@ class DeployCase(Case):
         self.assertEqual(output.splitlines()[-1], f"deploy: {reason}", output)
         return reason
 
+    def publish(self, files, **settings):
+        """Commits and deploys: the log. What is live is then the site, and all of it."""
+        tip = self.repository.commit(files=files)
+        output = self.run_it(**settings)
+        self.assertEqual(self.live(), self.site())
+        self.assertEqual(self.results()["commit"], tip)
+        return output
+
     def live(self):
         return tree(self.target)
+
+    def site(self):
+        """What should be live: what hugo makes of the commit, or its files."""
+        if not (self.repository.path / "hugo.toml").exists():
+            return self.repository.files()
+        clone = pathlib.Path(tempfile.mkdtemp(dir=self.folder))
+        self.repository.git("clone", "-q", ".", str(clone / "src"))
+        words = ["hugo", "--quiet", "--destination", clone / "out"]
+        zone = {**os.environ, "TZ": "UTC"}
+        subprocess.run(words, cwd=clone / "src", check=True, env=zone)
+        return tree(clone / "out")
+
+    def hugo_site(self):
+        tool("hugo", "hugo")
+        self.repository.commit("Start", BLOG, "2024-02-03T04:05:06Z")
 
     def wrap(self, program, line):
         """Put a line of shell before a program that deploy.sh calls."""
@@ -2643,69 +2645,53 @@ class DeployCase(Case):
                     (self.bin / path.name).symlink_to(path)
         return {"PATH": self.bin}
 
-    def hugo_site(self):
-        tool("hugo", "hugo")
-        self.repository.commit("Start", BLOG, "2024-02-03T04:05:06Z")
-
-    def site(self):
-        """What should be live: what hugo makes of the commit, or its files."""
-        if not (self.repository.path / "hugo.toml").exists():
-            return self.repository.files()
-        clone = pathlib.Path(tempfile.mkdtemp(dir=self.folder))
-        self.repository.git("clone", "-q", ".", str(clone / "src"))
-        words = ["hugo", "--quiet", "--destination", clone / "out"]
-        subprocess.run(words, cwd=clone / "src", check=True, env=self.environment)
-        return tree(clone / "out")
-
 
 class DeployToFolder(DeployCase):
     """Publishing to a folder, and all that does not depend on the target."""
-
-    def plain(self, files=PLAIN):
-        self.repository.commit("Start", files)
 
     def test_what_is_published_is_byte_for_byte_what_hugo_makes_with_gits_dates(self):
         self.hugo_site()
         two = {"content/post/two.md": "---\ntitle: Two\n---\nNew\n"}
         self.repository.commit("Later", two, "2024-03-04T05:06:07Z")
-        self.run_it()
-        self.assertEqual(self.live(), self.site())
+        self.publish({})
         self.assertIn(b"2024-02-03 04:05:06", self.live()["post/one/index.html"])
         self.assertIn(b"2024-03-04 05:06:07", self.live()["post/two/index.html"])
         one = {"content/post/one.md": "---\ntitle: I\n---\nX\n"}
-        for files in (one, two, {"content/post/one.md": None}):
-            self.repository.commit("Again", files)
-            output = self.run_it()
-            self.assertEqual(self.live(), self.site())
+        warning = {"layouts/index.html": '{{ warnf "look here" }}x'}
+        for files in (one, warning, {"content/post/one.md": None}):
+            output = self.publish(files)
+        self.assertIn("look here", output)
+        self.assertNotIn("|", output)  # hugo's table
         self.assertIn(" 1 deleted", output)
         self.assertFalse((self.target / "post/one").exists())  # nor its empty folder
 
-    def test_an_edit_of_the_same_size_is_published_and_no_other_file_is_touched(self):
-        self.plain()
-        self.run_it()
+    def test_only_what_changed_or_was_lost_is_written_and_full_trusts_nothing(self):
+        self.publish(PLAIN)
         before = {path.name: path.stat().st_mtime_ns for path in self.target.iterdir()}
-        self.repository.commit("Edit", {"p1.html": "PAGE 1"})
         with open(self.target / "p1.html") as reader:  # a visitor, in the middle of it
-            output = self.run_it()
+            output = self.publish({"p1.html": "PAGE 1"})  # of the same size
             self.assertEqual(reader.read(), "page 1")
+        self.assertIn("1 uploaded, 0 deleted, 2 unchanged", output)
         after = {path.name: path.stat().st_mtime_ns for path in self.target.iterdir()}
-        self.assertEqual(self.live()["p1.html"], b"PAGE 1")
         changed = [name for name in after if after[name] != before[name]]
         self.assertEqual(changed, ["p1.html"])
         self.assertEqual(os.stat(self.target / "p1.html").st_nlink, 1)
-        self.assertIn("1 uploaded, 0 deleted, 2 unchanged", output)
+        (self.target / "p0.html").unlink()
+        (self.target / "p1.html").write_text("HACKED")
+        (self.target / "p2.html").write_text("other size")
+        self.run_it()
+        self.assertEqual(self.live(), self.site() | {"p1.html": b"HACKED"})
+        self.publish({}, DEPLOY_FULL=1)
 
     def test_assets_are_placed_before_pages_and_deletions_come_last(self):
         old = {"index.html": "old", "k.css": "", "old.css": "o", "old.html": "o"}
-        self.plain(old)
-        self.run_it()
+        self.publish(old)
         seen = self.folder / "seen"
         look = f'(cd {self.target} && echo "$(echo *) = $(cat index.html)") >>{seen}'
         for program in ("cp", "rm", "mv"):
             self.wrap(program, look)
-        new = {"index.html": "new", "new.css": "n", "old.css": None, "old.html": None}
-        self.repository.commit("New", new)
-        self.run_it()
+        gone = {"old.css": None, "old.html": None}
+        self.publish({"index.html": "new", "new.css": "n", **gone})
         self.assertEqual(
             list(dict.fromkeys(seen.read_text().splitlines())),
             [
@@ -2717,107 +2703,84 @@ class DeployToFolder(DeployCase):
         )
 
     def test_a_file_may_become_a_folder_and_a_folder_a_file(self):
-        self.plain({"a": "file", "b/c/d.html": "page", "k": "k", "l": "l"})
-        self.run_it()
-        self.repository.commit("Two", {"a": None, "b/c/d.html": None})
-        self.repository.commit("Two", {"a/d.html": "page", "b": "file"})
-        self.run_it()
-        self.assertEqual(self.live(), self.repository.files())
+        self.publish({"a": "file", "b/c/d.html": "page", "k": "k", "l": "l"})
+        gone = {"a": None, "b/c/d.html": None}
+        self.publish({**gone, "a/d.html": "page", "b": "file"})
 
     def test_a_folder_full_of_photos_keeps_them_unless_forced(self):
-        photos = {f"2023/{n}.jpg": b"mine" for n in range(16)}
-        for name in photos:
-            (self.target / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.target / name).write_bytes(b"mine")
+        photos = {"mine": b"mine"} | {f"2023/{n}.jpg": b"mine" for n in range(15)}
+        (self.target / "2023").mkdir(parents=True)
         (self.target / "empty").mkdir()
-        self.plain({**PLAIN, "2023/page.html": "x"})
+        for name in photos:
+            (self.target / name).write_bytes(b"mine")
+        self.repository.commit("Start", {**PLAIN, "2023/page.html": "x"})
         note = "16 files here are not boop's: left alone"
         self.assertIn(note, self.run_it())
         self.repository.commit("Less", {"2023/page.html": None})
         self.assertIn(note, self.run_it(DEPLOY_FULL=1))
-        self.assertEqual(self.live(), {**self.repository.files(), **photos})
+        self.assertEqual(self.live(), self.site() | photos)
         self.assertTrue((self.target / "empty").exists())
-        for name in ("2023", "p2.html/x"):  # in each other's way
-            shutil.rmtree(self.state / "work/manifests")
-            (self.target / name).parent.is_file() and (self.target / "p2.html").unlink()
-            (self.target / name).parent.mkdir(exist_ok=True)
-            (self.target / name).is_dir() or (self.target / name).write_bytes(b"mine")
-            self.repository.commit("Clash", {"2023": "a file"})
+        for name in ("2023", "mine/x.html"):  # in the way of their folder, and file
+            self.repository.commit("Clash", {name: "boop's"})
             self.assertIn("cannot overwrite", self.refused())
             self.assertEqual(self.live() | photos, self.live())
-            self.repository.commit("No clash", {"2023": None})
-        self.run_it(DEPLOY_FORCE=1)
-        self.assertEqual(self.live(), self.repository.files())
+            self.repository.commit("No clash", {name: None})
+        self.publish({}, DEPLOY_FORCE=1)
 
     def test_what_was_published_is_known_for_each_target_and_lost_with_the_state(self):
-        self.plain({**PLAIN, "old.html": "o"})
-        self.run_it()
-        other = self.folder / "home/www"
+        self.publish({**PLAIN, "old.html": "o"})
         self.assertIn("4 uploaded", self.run_it(DEPLOY_TO="~/www"))
-        self.repository.commit("Less", {"old.html": None})
-        self.assertIn("1 deleted", self.run_it())
+        self.assertIn("1 deleted", self.publish({"old.html": None}))
+        other = self.home / "www"
         self.assertIn("0 uploaded, 1 deleted", self.run_it(DEPLOY_TO=other))
-        self.assertEqual(tree(other), self.repository.files())
+        self.assertEqual(tree(other), self.site())
         shutil.rmtree(self.state / "work")
         self.repository.commit("Less", {"p0.html": None})
         self.assertIn("1 files here are not boop's", self.run_it())
         self.assertIn("p0.html", self.live())
 
     def test_a_site_that_lost_half_its_files_or_its_home_page_is_not_published(self):
-        self.plain({**PLAIN, "index.html": "home"})
-        start = self.repository.git("rev-parse", "HEAD")
-        self.run_it()
+        self.publish({**PLAIN, "index.html": "home"})
         before = self.live()
         for files, reason in (
             (dict.fromkeys(PLAIN), "the site lost 3 of its 4 files"),
             ({"index.html": None, "new.html": "x"}, "the site lost its home page"),
             (dict.fromkeys(before), "the site is empty"),
         ):
-            self.repository.commit("Too much", files)
+            tip = self.repository.commit("Too much", files)
             for _ in range(2):  # and it does not wear off
                 self.assertIn(reason, self.refused())
                 self.assertEqual(self.live(), before)
-            tip = self.repository.git("rev-parse", "HEAD")
-            self.repository.git("reset", "-q", "--hard", start)
-        self.repository.commit("Half", {"p0.html": None, "p1.html": None})
-        self.run_it()
-        self.assertEqual(self.live(), self.repository.files())
+            self.repository.drop_commit()
+        self.publish({"p0.html": None, "p1.html": None})
         self.repository.git("reset", "-q", "--hard", tip)
         self.run_it(DEPLOY_FORCE=1)
         self.assertEqual(self.live(), {})
 
-    def test_a_hugo_site_whose_theme_is_missing_does_not_replace_the_live_one(self):
-        self.hugo_site()
-        aliases = "---\naliases: [/old, /index.html]\n---\nx"
-        self.repository.commit("Moved", {"content/moved.md": aliases})
-        self.run_it()
-        before = self.live()
-        self.repository.commit("No theme", {"layouts": None})
-        self.assertIn("hugo made no home page", self.refused())
-        self.assertEqual(self.live(), before)
-        first = self.folder / "first"
-        self.assertIn("no home page", self.refused(DEPLOY_TO=first, DEPLOY_FULL=1))
-        self.assertEqual(tree(first), {})
-
     def test_a_failed_fetch_or_build_touches_nothing_and_says_why_in_a_line(self):
         self.hugo_site()
-        self.run_it()
+        aliases = "---\naliases: [/old, /index.html]\n---\nx"  # files, but no pages
+        self.publish({"content/moved.md": aliases})
         before = self.live()
-        start = self.repository.git("rev-parse", "HEAD")
-        reason = self.refused(BOOP_REPO=self.folder / "nowhere")
-        self.assertRegex(
-            reason, "^cannot fetch the default branch: .*/nowhere' does not exist$"
-        )
-        reason = self.refused(BOOP_BRANCH="nope")
-        self.assertRegex(reason, "^cannot fetch nope: Remote branch nope not found")
-        for files, why in (
+        for settings, why in (
             (
-                {"layouts/index.html": "{{ .Nope }"},
-                '^hugo failed: "layouts/index.html:1',
+                {"BOOP_REPO": "/nowhere"},
+                "^cannot fetch .*: .*/nowhere' does not exist$",
             ),
-            ({"layouts/index.html": '{{ partial "no.html" }}'}, '"no.html" not found$'),
-            ({"content/post/one.md": "---\na: ["}, "post/one.md"),
-            ({"content/post/one.md": 'x {{< ref "nowhere" >}}'}, 'Ref "nowhere"'),
+            (
+                {"BOOP_BRANCH": "nope"},
+                "^cannot fetch nope: Remote branch nope not found",
+            ),
+            (self.without("hugo"), "apt install hugo"),
+        ):
+            self.assertRegex(self.refused(**settings), why)
+        home, page = "layouts/index.html", "content/post/one.md"
+        for files, why in (
+            ({home: "{{ .Nope }"}, f'^hugo failed: "{home}:1'),
+            ({home: '{{ partial "no.html" }}'}, '"no.html" not found$'),
+            ({page: "---\na: ["}, "post/one.md"),
+            ({page: 'x {{< ref "nowhere" >}}'}, 'Ref "nowhere"'),
+            ({"layouts": None}, "hugo made no home page"),  # as without its theme
         ):
             tip = self.repository.commit("Typo\n\nBody", files)
             reason = self.refused()
@@ -2826,81 +2789,67 @@ class DeployToFolder(DeployCase):
             self.assertLess(len(reason), 310)
             known = self.results()
             self.assertEqual((known["commit"], known["message"]), (tip, "Typo"))
-            self.repository.git("reset", "-q", "--hard", start)
-        theme = self.new_repository("theme")
-        theme.commit("Theme", {"t.html": "t"})
-        self.repository.git("submodule", "--quiet", "add", str(theme.path), "theme")
-        self.repository.commit("Theme")
-        shutil.rmtree(theme.path)
+            self.repository.drop_commit()
+        self.add_theme({"t.html": "t"})
+        shutil.rmtree(self.theme.path)
         self.assertIn("cannot fetch", self.refused())
         self.assertEqual(self.live(), before)
 
-    def test_the_record_gets_what_really_went_live_and_where(self):
+    def add_theme(self, files):
+        """A submodule of another repository's."""
+        self.theme = Repository(self.folder / "theme")
+        self.theme.commit("Theme", files)
+        url = str(self.theme.path)
+        self.repository.git("submodule", "--quiet", "add", url, "theme")
+        self.repository.commit("Theme")
+
+    def test_log_and_record_say_what_really_went_live_and_where(self):
         self.hugo_site()
-        subject = "Fix = \x1b[31mtypo\x9b " + "x" * 400
-        tip = self.repository.commit(subject)
-        self.run_it(BOOP_COMMIT="f" * 40)
+        tip = self.repository.commit("Fix = \x1b[31mtypo\x9b " + "x" * 400)
+        lines = self.run_it(BOOP_COMMIT="f" * 40).splitlines()
+        steps = [line.split()[0] for line in lines]
+        self.assertEqual(steps, ["fetch", "build", "compare", "publish", "live"])
+        for line in lines:
+            self.assertRegex(line, r"^\w+ +\d+\.\d s  .")
+            self.assertTrue(line.isprintable(), line)  # it can't steer the terminal
+        self.assertRegex(
+            lines[0], r"HEAD at [0-9a-f]{7,}: Fix .*typo. x+ \(Ann Author\)"
+        )
         known = self.results()
-        self.assertEqual((known["commit"], known["author"]), (tip, "Ann"))
+        self.assertEqual((known["commit"], known["author"]), (tip, "Ann Author"))
         self.assertRegex(known["message"], r"^Fix =  \[31mtypo  x+$")
         self.assertLess(len(known["message"]), 301)
         self.assertNotIn("url", known)  # it is hugo's placeholder
         url = "https://www.example.net/blog/"
-        self.repository.commit(
-            "Address",
-            {n: BLOG[n].replace("https://example.org/", url) for n in list(BLOG)[:2]},
-        )
-        for settings, expected in (
-            ({}, url),
-            ({"DEPLOY_URL": "https://b.example.net"}, "https://b.example.net"),
-        ):
-            self.run_it(**settings)
-            self.assertEqual(self.results()["url"], expected)
+        config = CONFIG.replace("https://example.org/", url)
+        self.publish({"hugo.toml": config, "config.toml": config})
+        self.assertEqual(self.results()["url"], url)
+        self.publish({}, DEPLOY_URL="https://b.example.net")
+        self.assertEqual(self.results()["url"], "https://b.example.net")
         self.assertNotIn("reason", self.results())
-
-    def test_a_program_that_is_missing_is_named_with_how_to_install_it(self):
-        self.hugo_site()
-        self.assertIn("apt install hugo", self.refused(**self.without("hugo")))
-        self.assertEqual(self.live(), {})
 
     def test_images_in_git_lfs_go_live_as_images_and_never_as_pointers(self):
         tool("git-lfs", "git-lfs")
-        image = b"\x89PNG" * 1000
         lfs = "filter.lfs.{0}=git-lfs {0} -- %f"
-        smudge, clean = lfs.format("smudge"), lfs.format("clean")
+        options = ["-c", lfs.format("smudge"), "-c", lfs.format("clean")]
+        image = b"\x89PNG" * 1000
         self.repository.write({".gitattributes": "*.png filter=lfs\n", "i.png": image})
-        self.repository.git("-c", smudge, "-c", clean, "add", "-A")
-        self.repository.git("-c", smudge, "-c", clean, "commit", "-qm", "Image")
-        self.assertIn(
-            b"git-lfs",
-            subprocess.check_output(
-                ["git", "show", "HEAD:i.png"], cwd=self.repository.path
-            ),
-        )
+        self.repository.git(*options, "add", "-A")
+        self.repository.git(*options, "commit", "-qm", "Image")
+        self.assertIn("git-lfs", self.repository.git("show", "HEAD:i.png"))
         self.assertIn("apt install git-lfs", self.refused(**self.without("git-lfs")))
         self.assertEqual(self.live(), {})
         self.run_it()  # and after the installation
         self.assertEqual(self.live()["i.png"], image)
 
-    def test_hugos_warnings_are_in_the_log_and_its_table_is_not(self):
-        self.hugo_site()
-        self.repository.commit("W", {"layouts/index.html": '{{ warnf "look here" }}x'})
-        output = self.run_it()
-        self.assertIn("look here", output)
-        self.assertNotIn("|", output)
-
-    def test_a_repository_without_hugo_is_published_as_it_is_without_git(self):
-        theme = self.new_repository("theme")
-        theme.commit("Theme", {"t.css": "t"})
-        self.repository.git("submodule", "--quiet", "add", str(theme.path), "theme")
-        files = {"index.html": "x", ".well-known/a": "b", "-dash ü.html": "y"}
-        files |= {"config.json": "{}", "hugo.tips.md": "# Tips", "config.toml.md": "x"}
-        self.repository.commit("Start", files)
+    def test_a_repository_without_hugo_is_published_as_it_is_for_all_to_read(self):
         umask = os.umask(0o077)
         self.addCleanup(os.umask, umask)
-        self.run_it()
-        files |= {"theme/t.css": "t"}
-        self.assertEqual(self.live(), {k: v.encode() for k, v in files.items()})
+        files = {"index.html": "x", ".well-known/a": "b", "-dash ü.html": "y"}
+        files |= {"config.json": "{}", "hugo.tips.md": "# Tips", "config.toml.md": "x"}
+        self.repository.commit(files=files)
+        self.run_it(BOOP_RESULT=None)  # as by hand
+        self.assertEqual(self.live(), self.site())
         for path in self.target.rglob("*"):
             mode = 0o755 if path.is_dir() else 0o644
             self.assertEqual(path.stat().st_mode & 0o777, mode)
@@ -2919,15 +2868,12 @@ class DeployToFolder(DeployCase):
             "content/post/leak.md": "/etc/passwd",
             "content/more": str(self.folder),
         }
+        self.repository.write({"static/real.txt": "real", "content/post/x.md": ""})
+        for name, to in {**links, "static/within.txt": "real.txt"}.items():
+            (self.repository.path / name).symlink_to(to)
         for hugo in (False, True):
             if hugo:
                 self.hugo_site()
-            self.repository.write({"static/real.txt": "real"})
-            for name, to in {**links, "static/within.txt": "real.txt"}.items():
-                path = self.repository.path / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.unlink(missing_ok=True)
-                path.symlink_to(to)
             self.repository.commit("Links")
             output = self.run_it(DEPLOY_FORCE=1)
             for name in links:
@@ -2940,38 +2886,33 @@ class DeployToFolder(DeployCase):
 
     def test_a_file_name_that_no_list_can_hold_is_refused_before_anything(self):
         for name in (b"caf\xe9.html", b"a\nb.html", b"a\x01.html"):
-            self.plain()
             path = os.fsencode(self.repository.path) + b"/" + name
             with open(path, "w") as page:
                 page.write("x")
-            self.repository.commit("Odd")
+            self.repository.commit("Odd", PLAIN)
             self.assertIn("is not UTF-8, or holds a line break", self.refused())
             self.assertEqual(self.live(), {})
             os.unlink(path)
 
     def test_it_works_in_its_own_folder_wherever_it_is_started(self):
-        self.plain()
-        other = self.new_repository("other")
+        other = Repository(self.folder / "other")
         other.commit("Mine", {"mine.html": "mine"})
-        other.write({"mine.html": "not committed", "new.html": "new"})
-        mine = {"GIT_DIR": other.path / ".git", "GIT_WORK_TREE": other.path}
-        mine |= {"GIT_INDEX_FILE": other.path / ".git/index", "CDPATH": other.path}
-        state = other.path / "state"
-        self.run_it(cwd=other.path, BOOP_STATE=state, **mine)
-        self.assertEqual(tree(state / "public"), self.repository.files())
+        mine = {"mine.html": "not committed", "new.html": "new"}
+        other.write(mine)
+        variables = {"GIT_DIR": other.path / ".git", "GIT_WORK_TREE": other.path}
+        variables |= {"GIT_INDEX_FILE": other.path / ".git/index"}
+        self.settings["BOOP_STATE"] = other.path / "state"
+        self.target = other.path / "state/public"
+        self.publish(PLAIN, cwd=other.path, CDPATH=other.path, **variables)
         other.git("remote", "add", "origin", str(self.repository.path))
-        (
-            state / "work/src/.git/HEAD"
-        ).unlink()  # git looks for one in the folders above
-        self.repository.commit("Edit", {"p1.html": "new"})
-        self.run_it(BOOP_STATE=state)
-        self.assertEqual(tree(state / "public"), self.repository.files())
-        self.assertEqual((other.path / "mine.html").read_text(), "not committed")
-        self.assertTrue((other.path / "new.html").exists())
+        # without it, git looks for a repository in the folders above
+        (other.path / "state/work/src/.git/HEAD").unlink()
+        self.publish({"p1.html": "new"})
+        for name, content in mine.items():
+            self.assertEqual((other.path / name).read_text(), content)
 
     def test_a_target_that_would_cost_somebody_their_files_is_refused(self):
-        self.plain()
-        self.new_repository("checkout").commit("x", {"keep": "x"})
+        Repository(self.folder / "checkout").commit("x", {"keep": "x"})
         here = [self.folder, self.home, self.repository.path, self.folder / "checkout"]
         state = [self.state, self.state / "work", self.state / "work/src"]
         for target in ("/", "~/", *here, *state, "gs://bucket", "s3://"):
@@ -2995,86 +2936,76 @@ class DeployToFolder(DeployCase):
         self.assertEqual(self.live()["i.html"], b"new")
 
     def test_submodules_are_followed_when_they_change_move_and_go(self):
-        theme, other = self.new_repository("theme"), self.new_repository("other")
-        theme.commit("One", {"t.css": "one"})
-        other.commit("Other", {"t.css": "other"})
+        def deployed(theme):
+            self.repository.commit("Newer")
+            self.run_it()
+            self.assertEqual(self.live(), {"index.html": b"x", **theme})
+
+        self.repository.write({"index.html": "x"})
+        self.add_theme({"t.css": "one"})
+        deployed({"theme/t.css": b"one"})
         submodule = functools.partial(self.repository.git, "submodule", "--quiet")
-        submodule("add", str(theme.path), "theme")
-        self.repository.commit("Start", {"index.html": "x"})
-        self.run_it()
-        self.assertEqual(self.live()["theme/t.css"], b"one")
-        theme.commit("Two", {"t.css": "two"})
+        self.theme.commit("Two", {"t.css": "two"})
         submodule("update", "--remote")
-        self.repository.commit("Newer theme")
-        self.run_it()
-        self.assertEqual(self.live()["theme/t.css"], b"two")
+        deployed({"theme/t.css": b"two"})
+        other = Repository(self.folder / "other")
+        other.commit("Other", {"t.css": "other"})
         submodule("set-url", "theme", str(other.path))
         submodule("update", "--remote")
-        self.repository.commit("Another theme")
-        self.run_it()
-        self.assertEqual(self.live()["theme/t.css"], b"other")
-        self.repository.commit("No theme", {"theme": None})
-        self.run_it()
-        self.assertEqual(self.live(), {"index.html": b"x"})
+        deployed({"theme/t.css": b"other"})
+        self.repository.write({"theme": None})
+        deployed({})
 
     def test_the_clone_comes_back_by_itself_from_anything(self):
-        self.plain()
-        self.repository.git("branch", "other")
-        src = self.state / "work/src"
+        src, git_folder = self.state / "work/src", self.state / "work/src/.git"
 
         def scramble():
-            for path in (src / ".git/objects").rglob("*"):
+            for path in (git_folder / "objects").rglob("*"):
                 if path.is_file():
                     path.chmod(0o644)
                     path.write_bytes(b"broken")
 
-        damages = [
-            lambda: (src / ".git/index.lock").touch(),
-            scramble,
-            lambda: self.repository.git("commit", "-q", "--amend", "-m", "Pushed over"),
-            lambda: (src / ".git/index").write_bytes(b"broken"),
-            lambda: (src / ".git/HEAD").unlink(),
-            lambda: (src / ".git/config").write_text("[broken"),
-            lambda: (src / "p0.html").write_text("tampered"),
-            lambda: (src / "extra.html").write_text("extra"),
-            lambda: shutil.rmtree(src / ".git"),
-            lambda: (shutil.rmtree(src), src.write_text("a file")),
-            lambda: shutil.rmtree(self.state / "work"),
-            lambda: (self.state / "work/src.new").mkdir(),
-        ]
-        self.run_it()
-        for number, damage in enumerate(damages):
-            with self.subTest(number):
-                damage()
-                self.repository.commit("Edit", {"p1.html": f"edit {number}"})
-                self.run_it()
-                self.assertEqual(self.live(), self.repository.files())
-        self.run_it(BOOP_BRANCH="other")
-        self.assertEqual(self.live()["p1.html"], b"page 1")
-
-    def test_a_repository_of_sha_256_and_one_rewritten_to_it_and_back_are_deployed(
-        self,
-    ):
-        for number, algorithm in enumerate(("sha256", "sha1", "sha256")):
+        def rewritten(algorithm):
             shutil.rmtree(self.repository.path)
             option = f"--object-format={algorithm}"
-            self.repository = self.new_repository("repository", option)
-            tip = self.repository.commit("Start", {"index.html": f"{number}"})
-            self.run_it()
-            self.assertEqual(self.live(), self.repository.files())
-            self.assertEqual(self.results()["commit"], tip)
+            self.repository = Repository(self.folder / "repository", option)
+            self.repository.commit("Start", PLAIN)
 
-    def test_a_shallow_checkout_can_be_deployed_and_deployed_again(self):
-        self.plain()
-        self.repository.commit("Second", {"p1.html": "2"})
-        shallow, url = str(self.folder / "shallow"), f"file://{self.repository.path}"
-        self.repository.git("clone", "-q", "--depth", "1", url, shallow)
-        self.run_it(BOOP_REPO=shallow)
-        self.repository.commit("Third", {"p1.html": "3"})
-        self.repository.git("-C", shallow, "fetch", "-q", "--depth", "1")
-        self.repository.git("-C", shallow, "reset", "-q", "--hard", "origin/main")
-        self.run_it(BOOP_REPO=shallow)
-        self.assertEqual(self.live()["p1.html"], b"3")
+        def shallow():
+            whole = self.repository.path.rename(self.folder / "whole")
+            words = ["clone", "-q", "--depth", "1", f"file://{whole}"]
+            git(self.folder, *words, str(self.repository.path))
+            shutil.rmtree(whole)
+
+        damages = {
+            "a lock": lambda: (git_folder / "index.lock").touch(),
+            "objects": scramble,
+            "pushed over": lambda: self.repository.git(
+                "commit", "-q", "--amend", "-m", "Other"
+            ),
+            "the index": lambda: (git_folder / "index").write_bytes(b"broken"),
+            "no HEAD": lambda: (git_folder / "HEAD").unlink(),
+            "the settings": lambda: (git_folder / "config").write_text("[broken"),
+            "an edit": lambda: (src / "p0.html").write_text("tampered"),
+            "a file more": lambda: (src / "extra.html").write_text("extra"),
+            "no .git": lambda: shutil.rmtree(git_folder),
+            "no folder": lambda: (shutil.rmtree(src), src.write_text("a file")),
+            "nothing left": lambda: shutil.rmtree(self.state / "work"),
+            "half a clone": lambda: (self.state / "work/src.new").mkdir(),
+            "a shallow origin": shallow,
+            "a newer shallow one": shallow,
+            "a clone of that": lambda: (shallow(), shutil.rmtree(src)),
+            "an origin of SHA-256": lambda: rewritten("sha256"),
+            "one of SHA-1 again": lambda: rewritten("sha1"),
+        }
+        self.publish(PLAIN)
+        for number, (damage, do) in enumerate(damages.items()):
+            with self.subTest(damage):
+                do()
+                self.publish({"p1.html": f"edit {number}"})
+        self.repository.git("branch", "other", "HEAD~1")
+        self.run_it(BOOP_BRANCH="other")
+        self.assertEqual(self.live()["p1.html"], b"page 1")
 
     def test_pictures_of_a_hugo_that_was_killed_are_not_trusted(self):
         self.hugo_site()
@@ -3090,19 +3021,8 @@ class DeployToFolder(DeployCase):
         self.run_it()
         self.assertFalse(half.exists())
 
-    def test_a_file_that_was_lost_comes_back_and_a_tampered_one_with_full(self):
-        self.plain()
-        self.run_it()
-        (self.target / "p0.html").unlink()
-        (self.target / "p1.html").write_text("PAGE 1")
-        (self.target / "p2.html").write_text("other size")
-        self.run_it()
-        self.assertEqual(self.live(), self.repository.files() | {"p1.html": b"PAGE 1"})
-        self.run_it(DEPLOY_FULL=1)
-        self.assertEqual(self.live(), self.repository.files())
-
     def test_a_run_waits_for_what_an_earlier_one_left_running(self):
-        self.plain()
+        self.repository.commit("Start", PLAIN)
         (self.state / "work").mkdir(parents=True)
         with open(self.state / "work/lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -3113,42 +3033,28 @@ class DeployToFolder(DeployCase):
             self.assertFalse(self.target.exists())
         self.assertIn("3 uploaded", process.stdout.read())
 
-    def test_the_log_is_a_report_and_a_subject_cannot_steer_the_terminal(self):
-        self.plain()
-        self.repository.commit("Fix \x1b[31mtypo\x9b")
-        lines = self.run_it(BOOP_RESULT=None).splitlines()
-        steps = [line.split()[0] for line in lines]
-        self.assertEqual(steps, ["fetch", "build", "compare", "publish", "live"])
-        for line in lines:
-            self.assertRegex(line, r"^\w+ +\d+\.\d s  .")
-            self.assertTrue(line.isprintable(), line)
-        self.assertRegex(lines[0], r"HEAD at [0-9a-f]{7,}: Fix .*typo. \(Ann\)")
-
-    def test_the_header_that_boop_hands_to_git_reaches_the_server_alone(self):
-        self.plain()
+    def test_a_password_in_the_repositorys_address_reaches_its_server_alone(self):
+        self.repository.commit("Start", PLAIN)
         self.repository.git("update-server-info")
         header = "Basic " + base64.b64encode(b"ann:s3cr:et").decode()
 
-        class Handler(http.server.SimpleHTTPRequestHandler):
+        class Handler(Quiet):
             def do_GET(handler):
                 if handler.headers.get_all("Authorization") != [header]:
                     handler.send_error(401)
                 else:
                     super().do_GET()
 
-            def log_message(self, *_):
-                pass
-
         with serving(lambda *a: Handler(*a, directory=self.repository.path)) as port:
-            output = self.run_it(
-                BOOP_REPO=f"http://127.0.0.1:{port}/.git",
-                GIT_CONFIG_COUNT=1,
-                GIT_CONFIG_KEY_0=f"http.http://127.0.0.1:{port}/.extraHeader",
-                GIT_CONFIG_VALUE_0=f"Authorization: {header}",
+            b = self.boop(
+                BOOP_SCRIPT=str(DEPLOY),
+                BOOP_REPO=f"http://ann:s3cr:et@127.0.0.1:{port}/.git",
             )
-        self.assertEqual(self.live(), self.repository.files())
-        output += (self.state / "work/src/.git/config").read_text()
-        self.assertNotIn(header.split()[1], output)
+            b.said("deployment 1: (success|fail)")
+        self.assertEqual(self.live(), self.site())
+        kept = b.log(1) + (self.state / "work/src/.git/config").read_text()
+        self.assertNotIn("s3cr", kept)
+        self.assertNotIn(header.split()[1], kept)
 
 
 @contextlib.contextmanager
@@ -3250,7 +3156,6 @@ S3_LOGIN = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_MAX_ATTEMPTS": "1",
-    "PYENV_ROOT": os.path.expanduser("~/.pyenv"),  # an aws that is a shim of it
 }
 SHORT, MEDIUM = "public, max-age=60", "public, max-age=600"
 LONG = "public, max-age=31536000, immutable"
@@ -3295,8 +3200,8 @@ class DeployToS3(DeployCase):
 
     def setUp(self):
         super().setUp()
-        self.environment.update(S3_LOGIN, AWS_ENDPOINT_URL=self.s3.url)
-        self.settings["DEPLOY_TO"] = "s3://bucket"
+        here = {"AWS_ENDPOINT_URL": self.s3.url, "DEPLOY_TO": "s3://bucket"}
+        self.settings.update(S3_LOGIN, **here)
         self.s3.forward("POST", "/moto-api/reset")
         self.s3.forward("PUT", "/bucket")
 
@@ -3322,7 +3227,7 @@ class DeployToS3(DeployCase):
         one = BLOG["content/post/one.md"].replace("First", "FIRST")
         for processes in (2, 1):  # an edit, and nothing
             calls.write_text("")
-            self.publish({"content/post/one.md": one}, date="2024-02-03T04:05:06Z")
+            self.publish({"content/post/one.md": one})
             after = self.site()
             changed = sorted(name for name in after if after[name] != before[name])
             self.assertEqual(self.sent("PUT"), changed)
