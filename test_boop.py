@@ -2653,13 +2653,13 @@ class DeployToFolder(DeployCase):
         self.hugo_site()
         two = {"content/post/two.md": "---\ntitle: Two\n---\nNew\n"}
         self.repository.commit("Later", two, "2024-03-04T05:06:07Z")
-        self.publish({})
+        self.run_it()
         self.assertIn(b"2024-02-03 04:05:06", self.live()["post/one/index.html"])
         self.assertIn(b"2024-03-04 05:06:07", self.live()["post/two/index.html"])
         one = {"content/post/one.md": "---\ntitle: I\n---\nX\n"}
         warning = {"layouts/index.html": '{{ warnf "look here" }}x'}
-        for files in (one, warning, {"content/post/one.md": None}):
-            output = self.publish(files)
+        self.publish({**one, **warning})
+        output = self.publish({"content/post/one.md": None})
         self.assertIn("look here", output)
         self.assertNotIn("|", output)  # hugo's table
         self.assertIn(" 1 deleted", output)
@@ -2956,7 +2956,9 @@ class DeployToFolder(DeployCase):
         self.repository.write({"theme": None})
         deployed({})
 
-    def test_the_clone_comes_back_by_itself_from_anything(self):
+    def test_the_clone_follows_any_origin_and_comes_back_by_itself_from_any_damage(
+        self,
+    ):
         src, git_folder = self.state / "work/src", self.state / "work/src/.git"
 
         def scramble():
@@ -2972,6 +2974,7 @@ class DeployToFolder(DeployCase):
             self.repository.commit("Start", PLAIN)
 
         def shallow():
+            self.repository.commit("Its parents are not there")
             whole = self.repository.path.rename(self.folder / "whole")
             words = ["clone", "-q", "--depth", "1", f"file://{whole}"]
             git(self.folder, *words, str(self.repository.path))
@@ -2980,21 +2983,19 @@ class DeployToFolder(DeployCase):
         damages = {
             "a lock": lambda: (git_folder / "index.lock").touch(),
             "objects": scramble,
-            "pushed over": lambda: self.repository.git(
-                "commit", "-q", "--amend", "-m", "Other"
-            ),
+            "pushed over": self.repository.drop_commit,
             "the index": lambda: (git_folder / "index").write_bytes(b"broken"),
             "no HEAD": lambda: (git_folder / "HEAD").unlink(),
             "the settings": lambda: (git_folder / "config").write_text("[broken"),
             "an edit": lambda: (src / "p0.html").write_text("tampered"),
-            "a file more": lambda: (src / "extra.html").write_text("extra"),
+            "one file more": lambda: (src / "extra.html").write_text("extra"),
             "no .git": lambda: shutil.rmtree(git_folder),
             "no folder": lambda: (shutil.rmtree(src), src.write_text("a file")),
+            "half a clone": lambda: src.rename(src.with_name("src.new")),
             "nothing left": lambda: shutil.rmtree(self.state / "work"),
-            "half a clone": lambda: (self.state / "work/src.new").mkdir(),
             "a shallow origin": shallow,
+            "a clone of one": lambda: (shallow(), shutil.rmtree(src)),
             "a newer shallow one": shallow,
-            "a clone of that": lambda: (shallow(), shutil.rmtree(src)),
             "an origin of SHA-256": lambda: rewritten("sha256"),
             "one of SHA-1 again": lambda: rewritten("sha1"),
         }
