@@ -3702,7 +3702,7 @@ class Unit(Case):
         self.assertIn(b"Hello", server.objects("site")["blog/index.html"][1])
 
     def test_a_copied_unit_is_a_second_site_and_takes_its_secret_as_a_credential(self):
-        b = self.start("tr '\\0' '\\n' </proc/self/environ")
+        b = self.start("env")
         blog = pathlib.Path("/etc/boop-blog.env")
         blog.write_text(f"BOOP_SCRIPT={b.script}\nBOOP_PORT=8081\n")
         pathlib.Path("/etc/boop.secret").write_text(f"{SECRET}\n")
@@ -3713,6 +3713,7 @@ class Unit(Case):
         second.port = 8081
         record = second.deploy()
         self.assertEqual(record["status"], "success")
+        self.assertIn("\nBOOP_NUMBER=1\n", second.log(1))
         for name in ("BOOP_SECRET", "NOTIFY_SOCKET", "WATCHDOG_USEC"):
             self.assertNotIn(name, second.log(1))
         self.assertEqual(b.records(), [])
