@@ -80,37 +80,67 @@ def sign(body: bytes, secret: str = SECRET, algorithm: str = "sha256") -> str:
     return f"{algorithm}={hmac.new(secret.encode(), body, algorithm).hexdigest()}"
 
 
-def github_push(branch: str = "main", commit: str = "1" * 40, **more: object) -> dict:
+def github_push(
+    branch: str = "main",
+    commit: str = "1" * 40,
+    message: str = "Fix typo",
+    repo: str = "https://github.com/Codertocat/Hello-World.git",
+    default_branch: str = "main",
+    **more: object,
+) -> dict:
     """GitHub's push payload, less what nobody reads; as published by octokit."""
     head = {
         "id": commit,
-        "tree_id": "31b122c26a97cf9af023e9ddab94a82c6e77b0ea",
-        "distinct": True,
-        "message": "Fix typo",
-        "timestamp": "2019-05-15T15:19:25Z",
+        "message": message,
         "author": {"name": "Ann Author", "email": "ann@example.org"},
         "added": ["README.md"],
         "removed": [],
         "modified": [],
     }
+    repository = {"full_name": "Codertocat/Hello-World", "clone_url": repo}
     return {
         "ref": f"refs/heads/{branch}",
         "before": "6113728f27ae82c7b1a177c8d03f9e96e0adf246",
         "after": commit,
-        "created": False,
         "deleted": False,
-        "forced": False,
-        "base_ref": None,
         "commits": [head],
         "head_commit": head,
-        "repository": {
-            "full_name": "Codertocat/Hello-World",
-            "default_branch": "main",
-            "clone_url": "https://github.com/Codertocat/Hello-World.git",
-        },
-        "pusher": {"name": "Codertocat"},
+        "repository": repository | {"default_branch": default_branch},
         **more,
     }
+
+
+# As Gitea 1.20 sends it: no head_commit, the newest commit first.
+GITEA_PUSH = github_push()
+GITEA_PUSH["commits"] = [GITEA_PUSH.pop("head_commit"), {"id": "0" * 40}]
+GITLAB_PUSH = {
+    "object_kind": "push",
+    "ref": "refs/heads/main",
+    "after": "2" * 40,
+    "user_name": "Pusher",
+    "project": {
+        "default_branch": "main",
+        "git_http_url": "https://gitlab.example/ann/site.git",
+    },
+    "commits": [
+        {"id": "1" * 40, "message": "Older [skip ci]", "author": {"name": "X"}},
+        {"id": "2" * 40, "message": "Newest", "author": {"name": "Ann"}},
+    ],
+}
+
+
+def bitbucket_push(*names: str, kind: str = "branch") -> dict:
+    """A push that moves several branches: each to a commit of other digits."""
+    author = {"raw": "Ann <a@b>"}
+    targets = [
+        {"hash": f"{n}" * 40, "message": "Moved", "author": author}
+        for n in range(1, len(names) + 1)
+    ]
+    changes = [
+        {"closed": False, "new": {"type": kind, "name": name, "target": target}}
+        for name, target in zip(names, targets)
+    ]
+    return {"repository": {"full_name": "ann/site"}, "push": {"changes": changes}}
 
 
 class Answer(typing.NamedTuple):
@@ -125,6 +155,28 @@ class Answer(typing.NamedTuple):
     @property
     def text(self) -> str:
         return self.body.decode()
+
+
+class Footprint(typing.NamedTuple):
+    """What a process holds, proc(5)."""
+
+    descriptors: int
+    sockets: int
+    threads: int
+    rss_kb: int
+    peak_kb: int
+
+
+def status_of(pid: int) -> str:
+    return pathlib.Path(f"/proc/{pid}/status").read_text()
+
+
+def alive(pid: int) -> bool:
+    """Is it a process that is not only waiting to be reaped?"""
+    try:
+        return "State:\tZ" not in status_of(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 class Daemon:
@@ -156,12 +208,14 @@ class Daemon:
         self.argv = [*prefix, sys.executable, str(HERE / "boop.py"), *argv]
         self.lines: list[str] = []
 
-    def patch(self, *lines: str) -> None:
-        """Runs boop with some of its constants changed."""
+    def patch(self, *lines: str, **constants: float) -> Daemon:
+        """Runs boop with other limits, so that nobody waits a minute for a deadline."""
         code = [f"import sys; sys.path.insert(0, {str(HERE)!r}); import boop", *lines]
+        code += [f"boop.{name} = {value!r}" for name, value in constants.items()]
         at = self.argv.index(str(HERE / "boop.py"))
         code.append("sys.exit(boop.main(sys.argv[1:]))")
         self.argv[at : at + 1] = ["-c", "\n".join(code)]
+        return self
 
     def write_script(self, body: str) -> None:
         """A bash script; replaced in one step, as boop may be starting it."""
@@ -223,6 +277,20 @@ class Daemon:
         self.stop(signum)
         return self.start()
 
+    def footprint(self) -> Footprint:
+        """What it holds; of sockets the connections (the listener is not one)."""
+        fds, links = f"/proc/{self.process.pid}/fd", []
+        for fd in os.listdir(fds):
+            with contextlib.suppress(FileNotFoundError):
+                links.append(os.readlink(f"{fds}/{fd}"))
+        sockets = sum(link.startswith("socket:") for link in links) - 1
+        text = status_of(self.process.pid)
+        threads, rss, peak = (
+            int(re.search(rf"{name}:\s+(\d+)", text)[1])
+            for name in ("Threads", "VmRSS", "VmHWM")
+        )
+        return Footprint(len(links), sockets, threads, rss, peak)
+
     # As a client
 
     def request(
@@ -252,6 +320,10 @@ class Daemon:
         given = {k: v for k, v in all_headers.items() if v is not None}
         return self.request("POST", "/deploy", body, **given)
 
+    def by_hand(self, **wish: object) -> Answer:
+        """A signed request with no forge's event header."""
+        return self.hook(wish, None)
+
     def push(self, commit: str = "1" * 40, branch: str = "main") -> int:
         """An accepted push: the deployment's number."""
         answer = self.hook(github_push(branch, commit))
@@ -267,9 +339,15 @@ class Daemon:
             raise AssertionError(f"following ended early: {record}")
         return record
 
-    def deploy(self) -> dict:
-        """A push, and the record once it is deployed."""
+    def deploy(self, script: str | None = None) -> dict:
+        """A push, and the record once it is deployed, by another script if given."""
+        if script is not None:
+            self.write_script(script)
         return self.finished(self.push())
+
+    def over(self) -> bool:
+        """Has every deployment ended?"""
+        return all(d["status"] in ("success", "fail") for d in self.records())
 
     def record(self, number: int) -> dict:
         return self.get(f"/log/{number}", "application/json").json
@@ -277,19 +355,29 @@ class Daemon:
     def records(self) -> list[dict]:
         return self.get("/", "application/json").json["deployments"]
 
+    def numbers(self) -> list[int]:
+        return [record["number"] for record in self.records()]
+
     def journal(self, state: pathlib.Path | None = None) -> list[dict]:
         """What stands on the disk, line by line."""
         text = ((state or self.state) / "deployments.jsonl").read_text()
         return [json.loads(line) for line in text.splitlines() if line]
 
-    def log(self, number: int) -> str:
+    def log(self, number: int | str) -> str:
         return self.get(f"/log/{number}").text
 
-    def raw(self, data: bytes, timeout: float = LIMIT_S) -> bytes:
-        """Sends bytes as they are; all that comes back until boop closes."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout) as s:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                s.sendall(data)
+    def connect(self, sent: bytes = b"") -> socket.socket:
+        """A connection on which these bytes are sent, as they are."""
+        s = socket.create_connection(("127.0.0.1", self.port), LIMIT_S)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            s.sendall(sent)
+        return s
+
+    def raw(self, data: bytes) -> bytes:
+        """Sends bytes and no more; all that comes back until boop closes."""
+        with self.connect(data) as s:
+            with contextlib.suppress(OSError):
+                s.shutdown(socket.SHUT_WR)
             return read_all(s)
 
 
@@ -302,6 +390,68 @@ def read_all(connection: socket.socket) -> bytes:
     return data
 
 
+def statuses(answer: bytes) -> list[int]:
+    """Those of all the responses in what came back."""
+    return [int(s) for s in re.findall(rb"(?m)^HTTP/1\.[01] (\d{3}) ", answer)]
+
+
+def push_request(payload: object = None, path: str = "/deploy", **more: str) -> bytes:
+    """A signed delivery as raw bytes."""
+    body = json.dumps(github_push() if payload is None else payload).encode()
+    headers = {
+        "Host": "x",
+        "Content-Type": "application/json",
+        "X-GitHub-Event": "push",
+        "X-Hub-Signature-256": sign(body),
+        "Content-Length": str(len(body)),
+        **{name.replace("_", "-"): value for name, value in more.items()},
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+def record_of(number: int, **fields: object) -> dict:
+    """A record as the contract has it, of a push that was deployed."""
+    names = ("queued_at", "started_at", "finished_at")
+    times = dict.fromkeys(names, f"2024-05-01T10:{number % 60:02}:00.000Z")
+    pushed = {"repo": "https://h.example/one", "branch": "main", "commit": "1" * 40}
+    about = {"message": "Fix typo", "author": "Ann Author", "pushes": 1}
+    ended = {"status": "success", "reason": None, "trigger": "push", "duration": 0.5}
+    return {"number": number, **pushed, **about, **ended, **times, **fields}
+
+
+class Gate:
+    """A FIFO, where a script that has `wait` in it waits until the test opens it."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path, self.held = path, -1
+        os.mkfifo(path)
+        # Again after an end of file: the last one who opened it may not have closed.
+        self.wait = f"until read < {path}; do :; done"
+
+    def reached(self) -> None:
+        """Waits until a script is there, which stays."""
+
+        def opened() -> bool:
+            with contextlib.suppress(OSError):  # ENXIO: nobody reads it yet
+                self.held = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
+            return self.held >= 0
+
+        until(opened, f"a reader of {self.path}")
+
+    def open(self) -> None:
+        """Lets one script pass; waits until it is there."""
+        if self.held < 0:
+            self.reached()
+        os.write(self.held, b"go\n")
+        self.close()
+
+    def close(self) -> None:
+        if self.held >= 0:
+            os.close(self.held)
+        self.held = -1
+
+
 class Case(unittest.TestCase):
     """Gives each test a folder and ends what it started."""
 
@@ -309,6 +459,14 @@ class Case(unittest.TestCase):
         folder = tempfile.TemporaryDirectory(prefix="boop-test-")
         self.addCleanup(folder.cleanup)
         self.folder = pathlib.Path(folder.name)
+
+    @contextlib.contextmanager
+    def afresh(self, name: object) -> typing.Iterator[None]:
+        """A subtest with a folder of its own."""
+        with self.subTest(name):
+            yield
+        self.doCleanups()
+        self.setUp()
 
     def boop(self, script: str = "exit 0", **more: typing.Any) -> Daemon:
         """A running boop."""
@@ -330,23 +488,82 @@ class Case(unittest.TestCase):
             _, said = daemon.stop(signal.SIGKILL)
             self.assertNotIn("Traceback", said)
 
-    def gate(self, name: str = "gate") -> pathlib.Path:
-        """A FIFO: a script waits for open_gate by `until read < gate; do :; done`
-        (again after an end of file: the last one who opened it may not have closed)."""
-        path = self.folder / name
-        os.mkfifo(path)
-        return path
+    def with_journal(self, *records: dict | bytes, **files: str) -> Daemon:
+        """A boop, not started; its journal holds the records, or lines of bytes."""
+        d = self.daemon('echo "$BOOP_NUMBER" >> ../ran')
+        d.state.mkdir(exist_ok=True)
+        lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in records]
+        (d.state / "deployments.jsonl").write_bytes(b"\n".join([*lines, b""]))
+        for name, text in files.items():
+            (d.state / name).write_text(text)
+        return d
 
-    def open_gate(self, path: pathlib.Path) -> None:
-        """Lets one script pass; waits until it is there."""
+    def gate(self, name: str = "gate") -> Gate:
+        gate = Gate(self.folder / name)
+        self.addCleanup(gate.close)
+        return gate
 
-        def opened() -> int | None:
-            with contextlib.suppress(OSError):  # ENXIO: nobody reads it yet
-                return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    def kill_later(self, pid: int) -> int:
+        """Ends a process after the test, if boop has not."""
 
-        fd = until(opened, f"a reader of {path}")
-        os.write(fd, b"go\n")
-        os.close(fd)
+        def kill() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+        self.addCleanup(kill)
+        return pid
+
+
+# COMPAT
+def resident_kb(pid: int) -> int:
+    return int(re.search(r"VmRSS:\s+(\d+)", status_of(pid))[1])
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def footprint(pid):
+    d = Daemon.__new__(Daemon)
+    d.process = argparse_ns(pid)
+    return d.footprint()
+
+
+class argparse_ns:
+    def __init__(self, pid):
+        self.pid = pid
+
+
+def sockets_of(b):
+    return b.footprint().sockets
+
+
+def over(b):
+    return b.over()
+
+
+def patched(d, **constants):
+    return d.patch(**constants)
+
+
+Gate.__str__ = lambda self: str(self.path)
+Case.open_gate = lambda self, gate: gate.open()
+
+
+def elsewhere(repo: str, branch: str) -> dict:
+    """A push to a repository and its default branch."""
+    return github_push(branch, repo=repo, default_branch=branch)
+
+
+BITBUCKET_PUSH = bitbucket_push("m")
+TARGET = CHANGE = None
+
+
+class Faults(Case):
+    pass
+
+
+# COMPAT END
 
 
 def git(folder: pathlib.Path, *args: str) -> str:
@@ -384,268 +601,303 @@ def site(folder: pathlib.Path, files: dict[str, str] | None = None) -> pathlib.P
 # --- Pushes ---------------------------------------------------------------------------
 
 
-class Signatures(unittest.TestCase):
-    """The Pushes room, without a socket."""
+class Signatures(Case):
+    """Promise 6: no one else gets in."""
 
-    def check(self, body: bytes, secret: str = SECRET, **headers: str) -> None:
-        message = boop.Headers()
-        for name, value in headers.items():
-            message[name.replace("_", "-")] = value
-        boop.verify(secret, message, body)
+    def test_what_the_secret_did_not_sign_runs_nothing_and_leaves_no_record(
+        self,
+    ) -> None:
+        b = self.boop()
+        body = json.dumps(github_push()).encode()
+        good, sha1 = sign(body), sign(body, algorithm="sha1")
+        new, old, gitea = "X_Hub_Signature_256", "X_Hub_Signature", "X_Gitea_Signature"
+        for headers, why in (
+            ({}, "X-Hub-Signature-256, X-Forgejo-Signature"),
+            ({new: ""}, "X-Hub-Signature-256 is empty"),
+            ({new: "sha256="}, "BOOP_SECRET"),
+            ({new: sign(body, "no")}, "BOOP_SECRET"),
+            ({new: sign(b"{")}, "BOOP_SECRET"),
+            ({new: "sha256=\xff\xfe"}, "BOOP_SECRET"),
+            ({new: sha1}, "X-Hub-Signature-256 was not"),
+            # SHA-1 counts only where no SHA-256 is sent
+            ({new: "sha256=" + "0" * 64, old: sha1}, "X-Hub-Signature-256 was not"),
+            ({new: "", old: sha1}, "X-Hub-Signature-256 is empty"),
+            ({old: sign(body, algorithm="md5")}, "X-Hub-Signature was not"),
+            ({gitea: ""}, "X-Gitea-Signature is empty"),
+            ({gitea: sign(b"{")[len("sha256=") :]}, "X-Gitea-Signature was not"),
+            ({"X_Gitlab_Token": "no"}, "X-Gitlab-Token is not"),
+            ({"X_Gitlab_Token": "\xff"}, "X-Gitlab-Token is not"),
+        ):
+            with self.subTest(headers):
+                answer = b.hook(body, **{new: None, **headers})
+                self.assertEqual(answer.status, 401, answer.text)
+                self.assertIn(why, answer.json["error"])
+        self.assertEqual(b.hook(b"[", X_Hub_Signature_256=good).status, 401)  # unparsed
+        b.said("401 to 127.0.0.1.*secret")
+        for secret in (good.partition("=")[2], sha1.partition("=")[2], SECRET):
+            self.assertNotIn(secret, "".join(b.lines))
+        self.assertEqual((b.records(), b.journal()), ([], []))
 
-    def refused(self, body: bytes, secret: str = SECRET, **headers: str) -> str:
-        with self.assertRaises(boop.Refusal) as caught:
-            self.check(body, secret, **headers)
-        self.assertEqual(caught.exception.status, 401)
-        return caught.exception.why
+    def test_githubs_published_vector_and_its_sha1_of_old_verify(self) -> None:
+        b = self.boop()
+        vector = "757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
+        answer = b.hook(b"Hello, World!", X_Hub_Signature_256=f"sha256={vector}")
+        self.assertEqual(answer.json["error"], "the body is not JSON")
+        sha1 = sign(b"{}", algorithm="sha1")
+        answer = b.hook(b"{}", "ping", X_Hub_Signature_256=None, X_Hub_Signature=sha1)
+        self.assertEqual(answer.status, 200)
 
-    def test_githubs_published_vector_verifies(self) -> None:
-        digest = "757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
-        self.check(b"Hello, World!", X_Hub_Signature_256=f"sha256={digest}")
-        self.refused(b"Hello, World?", X_Hub_Signature_256=f"sha256={digest}")
-
-    def test_sha1_counts_only_where_no_sha256_is_sent(self) -> None:
-        body = b"{}"
-        self.check(body, X_Hub_Signature=sign(body, algorithm="sha1"))
-        for wrong in ("sha256=" + "0" * 64, "", "sha256="):
-            self.refused(
-                body,
-                X_Hub_Signature=sign(body, algorithm="sha1"),
-                X_Hub_Signature_256=wrong,
-            )
-
-    def test_a_sha1_digest_in_the_sha256_header_is_refused(self) -> None:
-        body = b"{}"
-        self.refused(body, X_Hub_Signature_256=sign(body, algorithm="sha1"))
-        self.refused(body, X_Hub_Signature=sign(body, algorithm="md5"))
-
-    def test_an_empty_secret_verifies_nothing(self) -> None:
-        body = b"{}"
-        digest = hmac.new(b"", body, hashlib.sha256).hexdigest()
-        self.refused(body, "", X_Hub_Signature_256=f"sha256={digest}")
-
-    def test_a_refusal_never_says_what_was_expected(self) -> None:
-        why = self.refused(b"{}", X_Hub_Signature_256="sha256=" + "0" * 64)
-        self.assertNotIn(sign(b"{}")[7:], why)
-        self.assertNotIn(SECRET, why)
+    def test_without_a_secret_every_hook_is_503(self) -> None:
+        b = self.boop(BOOP_SECRET="")
+        b.said("no BOOP_SECRET")
+        answer = b.hook(b"{}", X_Hub_Signature_256=sign(b"{}", ""))
+        self.assertEqual(answer.status, 503)
+        self.assertIn("BOOP_SECRET", answer.json["error"])
+        self.assertTrue(answer.headers["Retry-After"])
 
     def test_gitlabs_signing_token_is_a_standard_webhook(self) -> None:
-        body, sent = (
-            b'{"a": 1}',
-            {"webhook_id": "msg_1", "webhook_timestamp": "1700000000"},
-        )
+        body = json.dumps(GITLAB_PUSH).encode()
+        sent = {"webhook_id": "msg_1", "webhook_timestamp": "1700000000"}
+        sent |= {"X_Gitlab_Event": "Push Hook", "X_Hub_Signature_256": None}
         for secret, key in (
             (SECRET, SECRET.encode()),
             ("whsec_" + base64.b64encode(b"k" * 24).decode(), b"k" * 24),
+            ("whsec_!", None),
         ):
-            mac = hmac.digest(key, b"msg_1.1700000000." + body, "sha256")
+            mac = hmac.digest(key or b"", b"msg_1.1700000000." + body, "sha256")
             good = "v1," + base64.b64encode(mac).decode()
             wrong = "v1," + base64.b64encode(b"x" * 32).decode()
-            for value in (good, f"v1a,abc {wrong} {good}"):
-                self.check(body, secret, **sent, webhook_signature=value)
-            self.check(
-                body, secret, **sent, webhook_signature=good, X_Gitlab_Token="no"
-            )
-            for value in ("", wrong, good[3:], good.replace("v1", "v2"), "\xff"):
-                stronger = {
-                    **sent,
-                    "webhook_signature": value,
-                    "X_Gitlab_Token": secret,
-                }
-                self.refused(body, secret, **stronger)
-            later = {**sent, "webhook_timestamp": "1700000001"}
-            self.refused(body, secret, **later, webhook_signature=good)
-        self.refused(body, "whsec_!", **sent, webhook_signature=good)
+            right = {good, f"v1a,abc {wrong} {good}"} if key else set()
+            with self.afresh(secret):
+                b = self.boop(BOOP_SECRET=secret)
+                for value in (
+                    good,
+                    "",
+                    wrong,
+                    good[3:],
+                    "v2" + good[2:],
+                    "\xff",
+                    *right,
+                ):
+                    token = "no" if value in right else secret  # the weaker one's
+                    headers = sent | {"webhook_signature": value}
+                    answer = b.hook(body, None, **headers, X_Gitlab_Token=token)
+                    self.assertEqual(answer.status, 202 if value in right else 401)
+                later = sent | {"webhook_timestamp": "1700000001"}
+                answer = b.hook(body, None, **later, webhook_signature=good)
+                self.assertEqual(answer.status, 401)
 
-    def test_a_signature_that_is_not_ascii_is_refused_not_a_crash(self) -> None:
-        self.refused(b"{}", X_Hub_Signature_256="sha256=\xff\xfe")
-        self.refused(b"{}", X_Gitlab_Token="\xff")
+
+FORM = "application/x-www-form-urlencoded"
+
+
+def form(payload: bytes) -> bytes:
+    return urllib.parse.urlencode({"payload": payload.decode()}).encode()
 
 
 class Hooks(Case):
     """POST /deploy, answer by answer."""
 
-    def refused(self, answer: Answer, status: int, *words: str) -> None:
-        self.assertEqual(answer.status, status, answer.text)
-        for word in words:
-            self.assertIn(word, answer.json["error"])
-
-    def ignored(self, answer: Answer, *words: str) -> None:
-        self.assertEqual(answer.status, 200, answer.text)
-        for word in words:
-            self.assertIn(word, answer.json["ignored"])
+    def deliver(
+        self, b: Daemon, forge: str, payload: object, **changes: str | None
+    ) -> Answer:
+        """As the forge sends it, and signs it."""
+        body = json.dumps(payload).encode()
+        digest = sign(body).removeprefix("sha256=")
+        kin = {"X_GitHub_Event": "push", f"X_{forge}_Event": "push"}
+        kin[f"X_{forge}_Signature"] = digest
+        headers = {
+            "GitHub": {"X_GitHub_Event": "push", "X_Hub_Signature_256": sign(body)},
+            "Gitea": kin,
+            "Forgejo": kin,
+            "GitLab": {"X_Gitlab_Event": "Push Hook", "X_Gitlab_Token": SECRET},
+            "Bitbucket": {"X_Event_Key": "repo:push", "X_Hub_Signature": sign(body)},
+        }[forge]
+        changed = {"X_Hub_Signature_256": None, **headers, **changes}
+        return b.hook(body, None, **changed)
 
     def test_a_push_is_accepted_and_runs_the_script(self) -> None:
         b = self.boop('echo "$BOOP_BRANCH $BOOP_COMMIT $BOOP_AUTHOR: $BOOP_MESSAGE"')
         answer = b.hook(github_push())
         self.assertEqual(answer.status, 202)
-        self.assertEqual(
-            answer.json, {"deployment": 1, "status": "queued", "log": "log/1"}
-        )
+        expected = {"deployment": 1, "status": "queued", "log": "log/1"}
+        self.assertEqual(answer.json, expected)
         self.assertEqual(b.finished(1)["status"], "success")
         self.assertIn(f"main {'1' * 40} Ann Author: Fix typo\n", b.log(1))
 
-    def test_a_form_body_is_verified_raw(self) -> None:
-        b = self.boop()
-        form = urllib.parse.urlencode({"payload": json.dumps(github_push())}).encode()
-        kind = "application/x-www-form-urlencoded"
-        self.assertEqual(b.hook(form, Content_Type=kind).status, 202)
-        self.refused(b.hook(b"nothing=1", Content_Type=kind), 400, "payload")
-
-    def test_what_is_not_signed_runs_nothing_and_leaves_no_record(self) -> None:
-        b = self.boop()
-        body = json.dumps(github_push()).encode()
-        self.refused(b.hook(body, X_Hub_Signature_256=None), 401, "X-Hub-Signature-256")
-        self.refused(b.hook(body, X_Hub_Signature_256=""), 401, "empty")
-        self.refused(b.hook(body, X_Hub_Signature_256=sign(body, "no")), 401, "secret")
-        self.refused(b.hook(b"[", X_Hub_Signature_256=sign(b"{")), 401)
-        b.said("401 to 127.0.0.1.*secret")
-        self.assertEqual(b.records(), [])
-        self.assertEqual(b.journal(), [])
-
-    def test_without_a_secret_every_hook_is_503(self) -> None:
-        b = self.boop(BOOP_SECRET="")
-        b.said("no BOOP_SECRET")
-        body = b"{}"
-        digest = hmac.new(b"", body, "sha256").hexdigest()
-        answer = b.hook(body, X_Hub_Signature_256=f"sha256={digest}")
-        self.refused(answer, 503, "BOOP_SECRET")
-        self.assertTrue(answer.headers["Retry-After"])
-
-    def test_a_ping_is_answered_and_runs_nothing(self) -> None:
-        b = self.boop()
-        answer = b.hook({"zen": "Keep it logically awesome.", "hook_id": 1}, "ping")
-        self.assertEqual(answer.status, 200)
-        self.assertEqual(answer.json, {"pong": "Keep it logically awesome."})
-        self.assertEqual(b.records(), [])
-
-    def test_what_is_not_wanted_is_ignored_and_says_why(self) -> None:
-        b = self.boop()
-        self.ignored(b.hook({"action": "opened"}, "issues"), "issues")
-        self.ignored(b.hook(github_push("draft")), '"draft"', '"main"')
-        tag = {"ref": "refs/tags/v1"}
-        self.ignored(b.hook(github_push(**tag)), "refs/tags/v1", "tag")
-        gone = {"deleted": True, "after": "0" * 40, "head_commit": None}
-        self.ignored(b.hook(github_push(**gone)), "deleted")
-        b.said('200 to .*"draft"')
-        self.assertEqual(b.records(), [])
-
-    def test_boop_branch_wins_over_the_default_branch(self) -> None:
-        b = self.boop(BOOP_BRANCH="live")
-        self.ignored(b.hook(github_push("main")), '"main"', '"live"')
-        self.assertEqual(b.hook(github_push("live")).status, 202)
-
-    def test_a_content_type_that_is_neither_is_415(self) -> None:
-        b = self.boop()
-        for kind in (
-            "text/plain",
-            "multipart/form-data; boundary=x",
-            "multipart/mixed",
+    def test_each_forges_push_is_recorded_as_it_says(self) -> None:
+        b = self.boop(BOOP_BRANCH="main")
+        hello = github_push()["repository"]["clone_url"]
+        one = [hello, "1" * 40, "Fix typo", "Ann Author"]
+        bitbucket = bitbucket_push("draft", "main")
+        for forge, payload, expected in (
+            ("GitHub", github_push(), one),
+            ("Gitea", GITEA_PUSH, one),
+            ("Forgejo", GITEA_PUSH, one),
+            ("GitLab", GITLAB_PUSH, [None, "2" * 40, "Newest", "Ann"]),
+            ("Bitbucket", bitbucket, [None, "2" * 40, "Moved", "Ann"]),
         ):
-            answer = b.hook(github_push(), Content_Type=kind)
-            self.refused(answer, 415, kind.partition(";")[0])
-        self.refused(b.hook(github_push(), Content_Type=None), 415, "missing")
-        charset = "Application/JSON; charset=UTF-8"
-        self.assertEqual(b.hook(github_push(), Content_Type=charset).status, 202)
+            with self.subTest(forge):
+                answer = self.deliver(b, forge, payload)
+                self.assertEqual(answer.status, 202, answer.text)
+                record = b.finished(answer.json["deployment"])
+                host = f"https://{forge.lower()}"
+                repo = {"GitLab": ".example", "Bitbucket": ".org"}.get(forge)
+                expected[0] = expected[0] or f"{host}{repo}/ann/site.git"
+                names = "repo", "commit", "message", "author"
+                self.assertEqual([record[name] for name in names], expected)
 
-    def test_strange_json_is_400_or_deployed_safely(self) -> None:
+    def test_a_form_is_verified_as_its_forge_signs_it(self) -> None:
+        b = self.boop()
+        inner = json.dumps(GITEA_PUSH).encode()
+        whole = form(inner)
+        gitea = {"X_Gitea_Event": "push", "X_Hub_Signature_256": None}
+        digest = sign(inner).removeprefix("sha256=")
+        for headers, status in (
+            ({}, 202),  # GitHub: as it is sent
+            ({"X_Hub_Signature_256": sign(inner)}, 401),
+            ({**gitea, "X_Gitea_Signature": digest}, 202),  # the JSON inside it
+            ({**gitea, "X_Hub_Signature_256": sign(inner)}, 202),
+            ({**gitea, "X_Gitea_Signature": sign(b"{}")[len("sha256=") :]}, 401),
+        ):
+            with self.subTest(headers):
+                answer = b.hook(whole, **headers, Content_Type=FORM)
+                self.assertEqual(answer.status, status, answer.text)
+
+    def test_what_is_not_wanted_is_answered_200_and_says_why(self) -> None:
+        b = self.boop(BOOP_BRANCH="live")
+        gone = {"deleted": True, "after": "0" * 40, "head_commit": None}
+        removed = GITLAB_PUSH | {"after": "0" * 40, "commits": []}
+        old = {"new": None, "closed": True, "old": {"type": "branch", "name": "old1"}}
+        tagged = bitbucket_push("v1", kind="tag")
+        tagged["push"]["changes"].insert(0, old)
+        for forge, payload, event, *words in (
+            ("GitHub", {"action": "opened"}, "issues", "issues"),
+            ("GitHub", github_push("main"), "push", '"main"', '"live"'),
+            ("GitHub", github_push(ref="refs/tags/v1"), "push", "refs/tags/v1", "tag"),
+            ("GitHub", github_push("live", **gone), "push", "deleted"),
+            ("GitLab", removed, "Push Hook", "deleted"),
+            ("GitLab", {}, "Merge Request Hook", "Merge Request Hook"),
+            ("Bitbucket", tagged, "repo:push", "refs/heads/old1 was deleted", "tag"),
+            *(
+                ("GitHub", github_push("live", message=f"Edit\n\n{s} now"), "push", s)
+                for s in ("[skip ci]", "[ci skip]", "[no ci]", "[skip deploy]")
+            ),
+        ):
+            with self.subTest(forge=forge, words=words):
+                names = {"GitLab": "X_Gitlab_Event", "Bitbucket": "X_Event_Key"}
+                header = {names.get(forge, "X_GitHub_Event"): event}
+                answer = self.deliver(b, forge, payload, **header)
+                self.assertEqual(answer.status, 200, answer.text)
+                for word in words:
+                    self.assertIn(word, answer.json["ignored"])
+        b.said('200 to .*"main"')
+        zen = {"zen": "Keep it logically awesome."}
+        self.assertEqual(b.hook(zen, "ping").json, {"pong": zen["zen"]})
+        ping = {"X_Event_Key": "diagnostics:ping"}
+        self.assertEqual(list(self.deliver(b, "Bitbucket", {}, **ping).json), ["pong"])
+        self.assertEqual(b.records(), [])
+        answer = b.hook(github_push("live", message="Document skip ci"))
+        self.assertEqual(answer.status, 202)
+
+    def test_bitbucket_without_boop_branch_takes_the_repositorys_default(self) -> None:
+        b = self.boop()
+        answer = self.deliver(b, "Bitbucket", bitbucket_push("main"))
+        self.assertIn("BOOP_BRANCH", answer.json["ignored"])
+        site(self.folder)
+        b.env["BOOP_REPO"] = str(self.folder / "origin.git")
+        answer = self.deliver(b.restart(), "Bitbucket", bitbucket_push("main"))
+        self.assertEqual(answer.status, 202, answer.text)
+
+    def test_what_cannot_be_understood_is_refused_and_says_why(self) -> None:
         b = self.boop()
         strange = [b"", b"null", b"1", b"[]", b'"x"', b"{", b"\xff", b"[" * 20000]
         strange += [b'{"a":' * 20000, b"{}" * 2, b"1" * 5000, b"NaN"]
         for body in strange:
             with self.subTest(body=body[:20]):
-                self.refused(b.hook(body), 400)
-        for value in (None, 1, [], {}, "", "x", "refs/heads/", "refs/heads/-x", True):
-            with self.subTest(ref=value):
-                answer = b.hook(github_push(ref=value))
-                self.assertIn(answer.status, (200, 400))
-        for value in (1, [], "x", "-" * 40, "g" * 40, {"a": 1}):
-            with self.subTest(after=value):
-                self.refused(b.hook(github_push(after=value)), 400, "commit")
-        self.assertEqual(b.records(), [])
-
-    def test_no_word_of_a_payload_becomes_an_option_or_a_path(self) -> None:
-        b = self.boop()
+                answer = b.hook(body)
+                self.assertEqual(answer.status, 400)
+                self.assertIn("JSON", answer.json["error"])
         hostile = ["-oProxyCommand=x", "--upload-pack=x", "ext::sh -c x", "file:///etc"]
         hostile += ["/etc", "../x", "https://h/a\nb", "https://-x/y", "https://h/ x"]
         hostile += ["ssh://-oProxyCommand=x/y", 1, None, "x", "git@host:path", "h\0"]
-        for url in hostile:
-            with self.subTest(url=url):
-                repository = github_push()["repository"] | {"clone_url": url}
-                answer = b.hook(github_push(repository=repository))
-                self.refused(answer, 400, "repository")
+        refs = (None, 1, [], {}, "", "x", "refs/heads/", "refs/heads/-x", True)
+        ids = (1, [], "x", "-" * 40, "g" * 40, {"a": 1})
+        for payload, words in (
+            *((github_push(repo=url), "repository") for url in hostile),
+            *((github_push(ref=value), "") for value in refs),
+            *((github_push(after=value), "commit") for value in ids),
+        ):
+            with self.subTest(payload=payload):
+                answer = b.hook(payload)
+                self.assertIn(answer.status, (200, 400) if words == "" else (400,))
+                self.assertIn(words, answer.text)
+        answer = b.hook(github_push(), None)
+        self.assertEqual(answer.status, 400)
+        for header in ("X-GitHub-Event", "X-Gitlab-Event", "X-Event-Key"):
+            self.assertIn(header, answer.json["error"])
+        for kind, status, words in (
+            (None, 415, "missing"),
+            ("text/plain", 415, "text/plain"),
+            ("multipart/form-data; boundary=x", 415, "multipart/form-data"),
+            (FORM, 400, "payload"),
+        ):
+            answer = b.hook(b"nothing=1", Content_Type=kind)
+            self.assertEqual(answer.status, status)
+            self.assertIn(words, answer.json["error"])
         self.assertEqual(b.records(), [])
+        charset = "Application/JSON; charset=UTF-8"
+        self.assertEqual(b.hook(github_push(), Content_Type=charset).status, 202)
 
     def test_a_message_with_everything_in_it_arrives_or_is_trimmed(self) -> None:
         b = self.boop('printf %s "$BOOP_MESSAGE" > ../message')
-        head = github_push()["head_commit"]
         message = "$(touch x) `y`; <script> \"'\n\0 \ud800 é " + "x" * 300_000
-        number = b.hook(github_push(head_commit=head | {"message": message})).json
-        record = b.finished(number["deployment"])
-        self.assertEqual(record["status"], "success")
+        number = b.hook(github_push(message=message)).json["deployment"]
+        self.assertEqual(b.finished(number)["status"], "success")
         kept = (b.state / "message").read_text()
         self.assertTrue(kept.startswith("$(touch x) `y`; <script> \"'\n"))
         self.assertLess(len(kept), 5000)
 
-    def test_lengths_that_are_no_lengths(self) -> None:
+    def test_lengths_that_are_no_lengths_are_refused_before_a_body_is_asked_for(
+        self,
+    ) -> None:
         b = self.boop()
-        signed = f"X-Hub-Signature-256: {sign(b'{}')}\r\nContent-Type: application/json"
         for lines, status in (
-            ("", 411),
-            ("Transfer-Encoding: chunked", 411),
-            ("Transfer-Encoding: chunked\r\nContent-Length: 2", 411),
-            ("Content-Length: -1", 400),
-            ("Content-Length: two", 400),
-            ("Content-Length: +2", 400),
-            ("Content-Length: 2, 2", 400),
-            ("Content-Length: 2\r\nContent-Length: 3", 400),
-            ("Content-Length: 26214401", 413),
-            ("Content-Length: 2\r\nContent-Length: 2", 400),
-            ("Content-Length: " + "9" * 17, 413),
-            ("Content-Length: " + "9" * 40, 413),
+            ([], 411),
+            (["Transfer-Encoding: chunked"], 411),
+            (["Transfer-Encoding: chunked", "Content-Length: 2"], 411),
+            (["Content-Length: -1"], 400),
+            (["Content-Length: two"], 400),
+            (["Content-Length: +2"], 400),
+            (["Content-Length: 2, 2"], 400),
+            (["Content-Length: 2", "Content-Length: 3"], 400),
+            (["Content-Length: 2", "Content-Length: 2"], 400),
+            (["Content-Length: 26214401"], 413),
+            (["Content-Length: " + "9" * 17], 413),
+            (["Content-Length: " + "9" * 40], 413),
         ):
             with self.subTest(lines=lines):
-                head = (
-                    f"POST /deploy HTTP/1.1\r\nHost: x\r\n{signed}\r\n{lines}\r\n\r\n"
-                )
-                answer = b.raw(head.encode().replace(b"\r\n\r\n\r\n", b"\r\n\r\n"))
-                self.assertIn(f"HTTP/1.1 {status} ".encode(), answer)
+                head = ["POST /deploy HTTP/1.1", "Host: x", "Expect: 100-continue"]
+                head += [f"X-Hub-Signature-256: {sign(b'{}')}", *lines, "", ""]
+                answer = b.raw("\r\n".join(head).encode())
+                self.assertTrue(answer.startswith(f"HTTP/1.1 {status} ".encode()))
                 self.assertIn(b'{"error": ', answer)
-
-    def test_a_body_over_the_limit_is_refused_before_it_is_asked_for(self) -> None:
-        b = self.boop()
-        head = "POST /deploy HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n"
-        head += f"X-Hub-Signature-256: {sign(b'')}\r\nExpect: 100-continue\r\n\r\n"
-        answer = b.raw(head.encode())
-        self.assertTrue(answer.startswith(b"HTTP/1.1 413 "), answer)
 
     def test_a_body_that_is_waited_for_is_asked_for(self) -> None:
         b = self.boop()
-        body = json.dumps(github_push()).encode()
-        head = f"POST /deploy HTTP/1.1\r\nContent-Length: {len(body)}\r\nHost: x\r\n"
-        head += f"X-Hub-Signature-256: {sign(body)}\r\nExpect: 100-continue\r\n"
-        head += "Content-Type: application/json\r\nX-GitHub-Event: push\r\n\r\n"
-        with socket.create_connection(("127.0.0.1", b.port), LIMIT_S) as s:
-            s.sendall(head.encode())
+        request = push_request(Expect="100-continue")
+        head, _, body = request.partition(b"\r\n\r\n")
+        with b.connect(head + b"\r\n\r\n") as s:
             self.assertEqual(s.recv(100), b"HTTP/1.1 100 Continue\r\n\r\n")
             s.sendall(body)
-            self.assertIn(b" 202 ", s.recv(4096))
+            self.assertEqual(statuses(read_all(s)), [202])
 
     def test_a_body_of_25_mib_is_taken_and_memory_is_given_back(self) -> None:
         b = self.boop()
         push = github_push(x="")
         push["x"] = "x" * ((25 << 20) - len(json.dumps(push)))
         self.assertEqual(b.hook(push).status, 202)
-        self.assertLess(resident_kb(b.process.pid), 60_000)
-
-
-def resident_kb(pid: int) -> int:
-    """VmRSS, proc(5)."""
-    return int(re.search(r"VmRSS:\s+(\d+)", status_of(pid))[1])
-
-
-def status_of(pid: int) -> str:
-    return pathlib.Path(f"/proc/{pid}/status").read_text()
+        self.assertLess(b.footprint().rss_kb, 60_000)
 
 
 # --- Deployments ----------------------------------------------------------------------
@@ -921,14 +1173,6 @@ class Runner(Case):
         self.assertLess(len(log), 1500)
         self.assertIn("boop: the log's limit of 1000 bytes", log)
         self.assertIn("boop: 2999000 bytes were dropped\nboop: success", log)
-
-
-def alive(pid: int) -> bool:
-    """Is it a process that is not only waiting to be reaped?"""
-    try:
-        return "State:\tZ" not in status_of(pid)
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 # --- Pages ----------------------------------------------------------------------------
@@ -2088,227 +2332,6 @@ class WholeWay(Case):
             b.said(f"deployment {number}: success")
             b.stop()
             self.assertEqual(sorted(tree(b.state / "public")), sorted(pages[name]))
-
-
-# --- Every forge, every trigger -------------------------------------------------------
-
-
-class Forges(Case):
-    """Gitea, Forgejo, GitLab and Bitbucket, with their oddities."""
-
-    def gitea(self, name: str = "Gitea") -> dict:
-        """As Gitea 1.20 sends it: no head_commit, the newest commit first."""
-        push = github_push()
-        push["commits"] = [push.pop("head_commit"), {"id": "0" * 39 + "1"}]
-        return push
-
-    def headers(self, name: str, body: bytes, **more: str | None) -> dict:
-        digest = sign(body)[len("sha256=") :]
-        return {
-            "X_GitHub_Event": "push",
-            f"X_{name}_Event": "push",
-            f"X_{name}_Signature": digest,
-            "X_Hub_Signature_256": None,
-            **more,
-        }
-
-    def test_gitea_and_forgejo_in_json(self) -> None:
-        for name in ("Gitea", "Forgejo"):
-            b = self.boop()
-            body = json.dumps(self.gitea()).encode()
-            answer = b.hook(body, **self.headers(name, body))
-            self.assertEqual(answer.status, 202, answer.text)
-            record = b.finished(1)
-            self.assertEqual(record["message"], "Fix typo")
-            self.assertEqual(record["author"], "Ann Author")
-            self.doCleanups()
-            self.setUp()
-
-    def test_gitea_signs_the_json_also_where_it_sends_a_form(self) -> None:
-        b = self.boop()
-        inner = json.dumps(self.gitea()).encode()
-        form = urllib.parse.urlencode({"payload": inner.decode()}).encode()
-        kind = "application/x-www-form-urlencoded"
-        for more in ({}, {"X_Hub_Signature_256": sign(inner)}):
-            headers = self.headers("Gitea", inner, Content_Type=kind, **more)
-            self.assertEqual(b.hook(form, **headers).status, 202)
-        # but from no other forge, and not for another body
-        self.assertEqual(
-            b.hook(form, Content_Type=kind, X_Hub_Signature_256=sign(inner)).status, 401
-        )
-        headers = self.headers("Gitea", b"{}", Content_Type=kind)
-        self.assertEqual(b.hook(form, **headers).status, 401)
-
-    def test_giteas_empty_signature_header_is_refused(self) -> None:
-        b = self.boop()
-        body = json.dumps(self.gitea()).encode()
-        answer = b.hook(body, **self.headers("Gitea", body, X_Gitea_Signature=""))
-        self.assertEqual(answer.status, 401)
-        self.assertIn("X-Gitea-Signature is empty", answer.json["error"])
-
-    def gitlab(self, **more: object) -> dict:
-        return {
-            "object_kind": "push",
-            "event_name": "push",
-            "ref": "refs/heads/main",
-            "after": "2" * 40,
-            "checkout_sha": "2" * 40,
-            "user_name": "Pusher",
-            "project": {
-                "path_with_namespace": "ann/site",
-                "default_branch": "main",
-                "git_http_url": "https://gitlab.example/ann/site.git",
-            },
-            "commits": [
-                {"id": "1" * 40, "message": "Older [skip ci]", "author": {"name": "X"}},
-                {"id": "2" * 40, "message": "Newest", "author": {"name": "Ann"}},
-            ],
-            **more,
-        }
-
-    def from_gitlab(self, b: Daemon, payload: object, **headers: str | None) -> Answer:
-        headers = {"X_Gitlab_Event": "Push Hook", "X_Gitlab_Token": SECRET, **headers}
-        return b.hook(payload, None, X_Hub_Signature_256=None, **headers)
-
-    def test_gitlab(self) -> None:
-        b = self.boop()
-        self.assertEqual(self.from_gitlab(b, self.gitlab()).status, 202)
-        record = b.finished(1)
-        self.assertEqual(record["repo"], "https://gitlab.example/ann/site.git")
-        self.assertEqual((record["message"], record["author"]), ("Newest", "Ann"))
-        wrong = self.from_gitlab(b, self.gitlab(), X_Gitlab_Token="no")
-        self.assertEqual(wrong.status, 401)
-        self.assertIn("X-Gitlab-Token", wrong.json["error"])
-        gone = self.gitlab(after="0" * 40, checkout_sha=None, commits=[])
-        self.assertIn("deleted", self.from_gitlab(b, gone).json["ignored"])
-        other = self.from_gitlab(b, {}, X_Gitlab_Event="Merge Request Hook")
-        self.assertEqual(other.status, 200)
-        self.assertIn("Merge Request Hook", other.json["ignored"])
-
-    def bitbucket(self, *changes: dict) -> dict:
-        return {
-            "push": {"changes": list(changes)},
-            "repository": {"full_name": "ann/site"},
-        }
-
-    def change(self, name: str, kind: str = "branch", letter: str = "3") -> dict:
-        target = {
-            "hash": letter * 40,
-            "message": "Moved",
-            "author": {"raw": "Ann <a@b>"},
-        }
-        return {"new": {"type": kind, "name": name, "target": target}, "closed": False}
-
-    def from_bitbucket(
-        self, b: Daemon, payload: dict, event: str = "repo:push"
-    ) -> Answer:
-        body = json.dumps(payload).encode()
-        headers = {"X_Event_Key": event, "X_Hub_Signature": sign(body)}
-        return b.hook(body, None, X_Hub_Signature_256=None, **headers)
-
-    def test_bitbucket_takes_the_wanted_one_of_several_changes(self) -> None:
-        b = self.boop(BOOP_BRANCH="main")
-        changes = [self.change("draft", letter="4"), self.change("main")]
-        answer = self.from_bitbucket(b, self.bitbucket(*changes))
-        self.assertEqual(answer.status, 202, answer.text)
-        record = b.finished(1)
-        self.assertEqual(record["commit"], "3" * 40)
-        self.assertEqual(record["author"], "Ann")
-        self.assertEqual(record["repo"], "https://bitbucket.org/ann/site.git")
-        gone = {"new": None, "closed": True, "old": {"type": "branch", "name": "old1"}}
-        answer = self.from_bitbucket(b, self.bitbucket(gone, self.change("v1", "tag")))
-        self.assertEqual(answer.status, 200)
-        self.assertIn("refs/heads/old1 was deleted", answer.json["ignored"])
-        self.assertIn("tag", answer.json["ignored"])
-        pong = self.from_bitbucket(b, {}, "diagnostics:ping")
-        self.assertEqual((pong.status, list(pong.json)), (200, ["pong"]))
-
-    def test_bitbucket_without_boop_branch_takes_the_repositorys_default(self) -> None:
-        b = self.boop()
-        answer = self.from_bitbucket(b, self.bitbucket(self.change("main")))
-        self.assertIn("BOOP_BRANCH", answer.json["ignored"])
-        b.stop()
-        site(self.folder)
-        b.env["BOOP_REPO"] = str(self.folder / "origin.git")
-        b.start()
-        answer = self.from_bitbucket(b, self.bitbucket(self.change("main")))
-        self.assertEqual(answer.status, 202, answer.text)
-
-    def test_a_forge_that_is_not_known_is_told_what_was_looked_for(self) -> None:
-        b = self.boop()
-        answer = b.hook(github_push(), None)
-        self.assertEqual(answer.status, 400)
-        for header in ("X-GitHub-Event", "X-Gitlab-Event", "X-Event-Key"):
-            self.assertIn(header, answer.json["error"])
-        answer = b.hook(github_push(), X_Hub_Signature_256=None)
-        self.assertEqual(answer.status, 401)
-        for header in ("X-Hub-Signature-256", "X-Gitlab-Token"):
-            self.assertIn(header, answer.json["error"])
-
-    def test_a_skip_marker_in_the_newest_message_is_honoured(self) -> None:
-        b = self.boop()
-        head = github_push()["head_commit"]
-        for marker in ("[skip ci]", "[ci skip]", "[no ci]", "[skip deploy]"):
-            message = {"message": f"Edit\n\n{marker} now"}
-            answer = b.hook(github_push(head_commit=head | message))
-            self.assertEqual(answer.status, 200)
-            self.assertIn(marker, answer.json["ignored"])
-        message = {"message": "Document skip ci"}
-        self.assertEqual(b.hook(github_push(head_commit=head | message)).status, 202)
-
-    def test_what_catch_up_leaves_alone(self) -> None:
-        """Deployments.catch_up, without a process: what is settled, and what is not."""
-        ds = boop.Deployments(str(self.folder / "s"), 100)
-
-        def tip(letter: str, **more: typing.Any) -> boop.Push:
-            return boop.Push(
-                "/r", "main", letter * 40, **{"trigger": "catch-up", **more}
-            )
-
-        def run(push: boop.Push, reason: str | None = None, **known: str) -> None:
-            number = ds.add(push).number
-            ds.start("way")
-            ds.note(number, **known)
-            ds.finish(number, reason, 1.0)
-
-        def catch_up(push: boop.Push) -> boop.Deployment | None:
-            return ds.catch_up(push, "way")
-
-        run(tip("a"))
-        self.assertIsNone(catch_up(tip("a")))  # live
-        number = ds.add(tip("a")).number
-        ds.start("way")
-        ds.skip(tip("b"))  # [skip ci] that comes while one runs
-        ds.finish(number, None, 1.0)
-        self.assertIsNone(catch_up(tip("b")))
-        ds.skip(tip("b"))
-        self.assertIsNone(catch_up(tip("b")))  # its message said: skip
-        run(tip("c"), "exit status 1")
-        run(tip("c", trigger="poll"), "exit status 1")
-        self.assertIsNone(catch_up(tip("c", trigger="poll")))  # tried once
-        run(tip("c"), "exit status 1")  # but a start or a SIGHUP tries again
-        self.assertIsNone(catch_up(tip("c", trigger="poll")))
-        run(tip("a", trigger="manual", exact=True), tip="c" * 40)
-        self.assertIsNone(catch_up(tip("c")))  # rolled back from
-        again = catch_up(tip("d"))  # the branch has moved
-        self.assertEqual((again.commit, again.status), ("d" * 40, "queued"))
-        self.assertIsNone(catch_up(tip("e")))  # the queued one will deploy it
-
-    def test_a_skipped_tip_is_not_caught_up_with_either(self) -> None:
-        checkout = site(self.folder)
-        b = self.boop(BOOP_REPO=str(self.folder / "origin.git"))
-        b.said("deployment 1: success")
-        tip = commit(checkout, {"a": "b"}, "Edit [skip ci]")
-        git(checkout, "push", "-q", "origin", "main")
-        head = github_push()["head_commit"] | {"message": "Edit [skip ci]", "id": tip}
-        answer = b.hook(github_push(commit=tip, head_commit=head))
-        self.assertEqual(answer.status, 200)
-        b.restart()
-        commit(checkout, {"a": "c"}, "And go on")
-        git(checkout, "push", "-q", "origin", "main")
-        b.process.send_signal(signal.SIGHUP)
-        b.said("deployment 2: success")
-        self.assertEqual(len(b.records()), 2)
 
 
 class ByHand(Case):
@@ -4064,109 +4087,6 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-# --- Faults: what the tests share -----------------------------------------------------
-
-
-class Footprint(typing.NamedTuple):
-    """What a process holds, proc(5)."""
-
-    descriptors: int
-    threads: int
-    rss_kb: int
-    peak_kb: int
-
-
-def footprint(pid: int) -> Footprint:
-    text = status_of(pid)
-    threads, rss, peak = (
-        int(re.search(rf"{name}:\s+(\d+)", text)[1])
-        for name in ("Threads", "VmRSS", "VmHWM")
-    )
-    return Footprint(len(os.listdir(f"/proc/{pid}/fd")), threads, rss, peak)
-
-
-def sockets_of(b: Daemon) -> int:
-    """Connections that boop holds (the listener is not one)."""
-    fds = f"/proc/{b.process.pid}/fd"
-    links = []
-    for fd in os.listdir(fds):
-        with contextlib.suppress(FileNotFoundError):
-            links.append(os.readlink(f"{fds}/{fd}"))
-    return sum(link.startswith("socket:") for link in links) - 1
-
-
-def patched(daemon: Daemon, **constants: float) -> Daemon:
-    """The daemon with other limits, so that nobody waits a minute for a deadline."""
-    daemon.patch(*(f"boop.{name} = {value!r}" for name, value in constants.items()))
-    return daemon
-
-
-def over(b: Daemon) -> bool:
-    """Has every deployment ended?"""
-    return all(d["status"] in ("success", "fail") for d in b.records())
-
-
-def push_request(payload: object = None, path: str = "/deploy", **more: str) -> bytes:
-    """A signed delivery as raw bytes."""
-    body = json.dumps(github_push() if payload is None else payload).encode()
-    headers = {
-        "Host": "x",
-        "Content-Type": "application/json",
-        "X-GitHub-Event": "push",
-        "X-Hub-Signature-256": sign(body),
-        "Content-Length": str(len(body)),
-        **{name.replace("_", "-"): value for name, value in more.items()},
-    }
-    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body
-
-
-def elsewhere(repo: str, branch: str) -> dict:
-    """A push to a repository and its default branch."""
-    repository = github_push()["repository"]
-    repository |= {"clone_url": repo, "default_branch": branch}
-    return github_push(branch, repository=repository)
-
-
-GITLAB_PUSH = {
-    "ref": "refs/heads/main",
-    "after": "1" * 40,
-    "user_name": "Ann",
-    "project": {"default_branch": "main", "git_http_url": "https://h/a/b.git"},
-    "commits": [{"id": "1" * 40, "message": "x", "author": {"name": "Ann"}}],
-}
-TARGET = {"hash": "1" * 40, "message": "x", "author": {"raw": "A <a@b>"}}
-CHANGE = {"closed": False, "new": {"type": "branch", "name": "m", "target": TARGET}}
-BITBUCKET_PUSH = {"repository": {"full_name": "a/b"}, "push": {"changes": [CHANGE]}}
-
-
-def statuses(answer: bytes) -> list[int]:
-    """Those of all the responses in what came back."""
-    return [int(s) for s in re.findall(rb"(?m)^HTTP/1\.[01] (\d{3}) ", answer)]
-
-
-class Faults(Case):
-    """Stories that are told several times, each with something else going wrong."""
-
-    @contextlib.contextmanager
-    def afresh(self, name: object) -> typing.Iterator[None]:
-        """A subtest with a folder of its own."""
-        with self.subTest(name):
-            yield
-        self.doCleanups()
-        self.setUp()
-
-    def kill_later(self, pid: int) -> int:
-        """Ends a process after the test, if boop has not."""
-
-        def kill() -> None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-        self.addCleanup(kill)
-        return pid
-
-
 # --- A 202 is a promise ---------------------------------------------------------------
 
 
@@ -4350,16 +4270,6 @@ class Promises(Faults):
 
 
 # --- What a crash leaves --------------------------------------------------------------
-
-
-def record_of(number: int, **fields: object) -> dict:
-    """A record as the contract has it, of a push that was deployed."""
-    names = ("queued_at", "started_at", "finished_at")
-    times = dict.fromkeys(names, f"2024-05-01T10:{number:02}:00.000Z")
-    pushed = {"repo": "https://h.example/one", "branch": "main", "commit": "1" * 40}
-    about = {"message": "Fix typo", "author": "Ann Author", "pushes": 1}
-    ended = {"status": "success", "reason": None, "trigger": "push", "duration": 0.5}
-    return {"number": number, **pushed, **about, **ended, **times, **fields}
 
 
 class Damage(Faults):
