@@ -1345,36 +1345,6 @@ class Pages(Case):
         self.assertEqual(b.push(), 6)
 
 
-# COMPAT
-NOW = 1763938166.12  # 2025-11-23T22:49:26.120Z
-
-
-def deployment(number: int = 7, **changes: typing.Any) -> boop.Deployment:
-    d = boop.Deployment(
-        number=number,
-        status="success",
-        reason=None,
-        trigger="push",
-        repo="https://github.com/ada/site.git",
-        branch="main",
-        commit="3f2a1b9" + "0" * 33,
-        message="Fix the title\n\nIt was wrong.",
-        author="Ada Lovelace",
-        pushes=1,
-        queued_at="2025-11-23T22:48:26.120Z",
-        started_at="2025-11-23T22:48:26.620Z",
-        finished_at="2025-11-23T22:48:29.820Z",
-        duration=3.2,
-    )
-    return d._replace(**changes)
-
-
-GROUNDS = ("bg", "panel", "line", "hover", "mark")
-
-
-# COMPAT END
-
-
 # A real browser, driven through chromedriver's HTTP protocol (W3C WebDriver).
 
 CHROMIUM_FLAGS = [
@@ -1390,7 +1360,7 @@ CHROMIUM_FLAGS = [
 
 
 class Browser:
-    """One window of headless Chromium; a context manager that ends it."""
+    """One window of headless Chromium; `stack` ends it."""
 
     def __init__(self) -> None:
         self.stack = contextlib.ExitStack()
@@ -1415,17 +1385,31 @@ class Browser:
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)["value"]
 
-    def js(self, code: str, *args: object) -> typing.Any:
-        return self.call("/execute/sync", script=code, args=args)
+    def js(self, expression: str) -> typing.Any:
+        return self.call("/execute/sync", script=f"return {expression}", args=[])
 
-    def until(self, code: str, seconds: float = 20) -> typing.Any:
-        """Wait in the page until the expression is true; its value."""
-        end = time.monotonic() + seconds
-        while not (value := self.js(f"return {code}")):
-            if time.monotonic() > end:
-                raise AssertionError(f"never true: {code}")
-            time.sleep(0.02)
-        return value
+    def until(self, expression: str) -> typing.Any:
+        """Waits until it is true in the page; its value."""
+        return until(lambda: self.js(expression), expression)
+
+    def shows(self, text: str) -> None:
+        """Waits until the page shows it."""
+        self.until(f"document.body.innerText.includes({json.dumps(text)})")
+
+    def each(self, selector: str, value: str = "textContent") -> list[typing.Any]:
+        """A property of each element that the selector finds."""
+        found = f"[...document.querySelectorAll({selector!r})]"
+        return typing.cast("list[typing.Any]", self.js(f"{found}.map(e => e.{value})"))
+
+    def hrefs(self, selector: str = "a") -> list[str]:
+        return self.each(selector, "getAttribute('href')")
+
+    def lines(self) -> list[str]:
+        return self.each("[id^=L]")
+
+    def finish(self) -> None:
+        """Waits until all of a log is drawn, and its end is known."""
+        self.until("document.querySelector('#log:not([aria-busy])')")
 
 
 class InABrowser(Case):
@@ -1439,135 +1423,86 @@ class InABrowser(Case):
         cls.browser = Browser()
         cls.addClassCleanup(cls.browser.stack.close)
 
-    def setUp(self) -> None:
-        super().setUp()
-        self.b = self.boop()
-
-    def deploy(self, script: str, message: str = "Fix typo") -> int:
-        """Queues a deployment that runs the script: its number."""
-        self.b.write_script(script)
-        head = github_push()["head_commit"] | {"message": message}
-        answer = self.b.hook(github_push(head_commit=head))
-        self.b.said(f"deployment {answer.json['deployment']}: push")
-        return answer.json["deployment"]
-
-    def wait_for(self, name: str) -> str:
-        """In a script: waits until the test calls `go_on` with that name."""
-        return f"until test -e {self.folder}/{name}; do sleep 0.05; done;"
-
-    def go_on(self, name: str) -> None:
-        (self.folder / name).touch()
-
-    def show(self, *ds: boop.Deployment) -> None:
-        """Has boop tell of these deployments, newest first."""
-        self.b.stop()
-        self.b.patch(
-            "from boop import Deployment",
-            f"told = {list(ds)!r}",
-            "boop.Deployments.newest_first = lambda self: told",
-            "boop.Deployments.get = lambda self, n: {d.number: d for d in told}.get(n)",
-        )
-        self.b.start()
-
-    def resize(self, width: int, height: int) -> None:
-        """The window's size; 0: as it was."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1}
-        self.browser.call(
-            "/goog/cdp/execute",
-            cmd="Emulation.setDeviceMetricsOverride",
-            params=size | {"mobile": False},
-        )
+    def queued(self, script: str, message: str = "Fix typo") -> int:
+        """A deployment that runs the script, by a boop that is started for it."""
+        self.b = self.boop(script)
+        return self.b.hook(github_push(message=message)).json["deployment"]
 
     def open(self, path: str = "") -> Browser:
         self.browser.call("/url", url="about:blank")
         self.browser.call("/url", url=f"http://127.0.0.1:{self.b.port}/{path}")
         return self.browser
 
-    def each(self, selector: str, value: str = "textContent") -> list[typing.Any]:
-        """A property of each element that the selector finds."""
-        code = (
-            f"return [...document.querySelectorAll({selector!r})].map(e => e.{value})"
-        )
-        return typing.cast("list[typing.Any]", self.browser.js(code))
-
-    def hrefs(self) -> list[str]:
-        return self.each("a", "getAttribute('href')")
-
-    def lines(self) -> list[str]:
-        return self.each("[id^=L]")
-
-    def finish(self) -> None:
-        """Waits until all of a log is drawn, and its end is known."""
-        self.browser.until("document.querySelector('#log:not([aria-busy])')")
-
     def test_the_list_leads_to_the_first_deployment_and_follows_by_itself(self) -> None:
+        gate = self.gate()
+        self.b = self.boop(gate.wait)
         b = self.open()
         b.until("document.querySelector('.steps code')")
         deploy = f"http://127.0.0.1:{self.b.port}/deploy"
-        self.assertEqual(self.each("code")[0], deploy)
-        first = self.deploy(self.wait_for("go"), message="Seen in the list")
-        b.until(f"document.querySelector('.hero a[href=\"log/{first}\"]')")
-        b.until(
-            "/^[1-9] s/.test(document.querySelector('.rows time.run')?.textContent)"
-        )
-        self.go_on("go")
+        self.assertEqual(b.each("code")[0], deploy)
+        self.b.hook(github_push(message="Seen in the list"))
+        b.until("document.querySelector('.hero a[href=\"log/1\"]')")
+        running = "document.querySelector('.rows time.run')?.textContent"
+        b.until(f"/^[1-9] s/.test({running})")
+        gate.open()
         b.until("document.title.startsWith('✓')")
-        self.assertIn("Seen in the list", b.js("return document.body.innerText"))
+        b.shows("Seen in the list")
         with self.subTest("the keyboard's place survives an update"):
-            b.js(f"document.querySelector('.rows a[href=\"log/{first}\"]').focus()")
-            later = self.deploy("true")
-            b.until(f"document.querySelector('.rows a[href=\"log/{later}\"]')")
-            self.assertEqual(
-                self.each(".rows a:focus", "getAttribute('href')"), [f"log/{first}"]
-            )
+            b.js("document.querySelector('.rows a[href=\"log/1\"]').focus()")
+            self.b.push()
+            b.until("document.querySelector('.rows a[href=\"log/2\"]')")
+            self.assertEqual(b.hrefs(".rows a:focus"), ["log/1"])
         with self.subTest("a boop that does not answer is waited for"):
-            port = self.b.port
             self.b.stop()
-            self.b.env["BOOP_PORT"] = str(port)
+            self.b.env["BOOP_PORT"] = str(self.b.port)
             self.b.start()
-            self.deploy("true", message="After the restart")
-            b.until("document.body.innerText.includes('After the restart')")
+            self.b.hook(github_push(message="After the restart"))
+            b.shows("After the restart")
 
     def test_a_log_is_followed_to_its_end_and_the_tab_says_how_it_went(self) -> None:
-        n = self.deploy(f"echo one; {self.wait_for('go')} echo two; exit 7")
+        gate = self.gate()
+        n = self.queued(f"echo one; {gate.wait}; echo two; exit 7")
         b = self.open("log/latest")
-        b.until("document.body.innerText.includes('one')")
+        b.shows("one")
         b.until(f"document.title.startsWith('▶ #{n} ')")
-        self.assertNotIn("two", self.lines())
+        self.assertNotIn("two", b.lines())
         self.b.push()  # a newer one: the page stays with its own
-        self.go_on("go")
+        gate.open()
         b.until(f"document.title.startsWith('✗ #{n} ')")
-        self.finish()
-        self.assertIn("two", self.lines())
-        self.assertIn("exit status 7", b.js("return said.textContent"))
-        self.assertIn("exit status 7", b.js("return document.body.innerText"))
+        b.finish()
+        self.assertIn("two", b.lines())
+        self.assertIn("exit status 7", b.js("said.textContent"))
+        self.assertIn("exit status 7", b.js("document.body.innerText"))
 
     def test_nothing_untrusted_becomes_markup_or_breaks_the_policy(self) -> None:
         evil = "<img src=x onerror=document.title='owned'><script>alert(1)</script>"
         fields = dict.fromkeys(("reason", "branch", "author"), evil + HOSTILE)
-        message = f"{evil}{HOSTILE}\n\n{evil}{HOSTILE}"
-        more = {"commit": evil, "repo": evil, "trigger": evil, "message": message}
-        bad = deployment(8, status="fail", **fields, **more)
-        self.show(bad, deployment(7, repo="javascript:alert(1)//github.com/a/b"))
-        (self.b.state / "8.log").write_text(f"{evil}\n\33[38;2;1;2;3mrgb\n")
+        fields |= dict.fromkeys(("commit", "repo", "trigger"), evil)
+        fields["message"] = f"{evil}{HOSTILE}\n\n{evil}{HOSTILE}"
+        self.b = self.with_journal(
+            record_of(7, repo="javascript:alert(1)//github.com/a/b"),
+            record_of(8, status="fail", **fields),
+            **{"8.log": f"{evil}\n\33[38;2;1;2;3mrgb\n"},
+        ).start()
         self.browser.call("/se/log", type="browser")  # what other tests left there
         for path in "", "log/8":
             b = self.open(path)
-            b.until(f"document.body.innerText.includes({json.dumps(evil)})")
+            b.shows(evil)
             b.until("document.title.startsWith('✗')")
-            odd = self.each("img, script, [onerror], [style]", "tagName")
+            odd = b.each("img, script, [onerror], [style]", "tagName")
             self.assertEqual(odd, ["SCRIPT"])  # the page's own
-            self.assertIsNone(
-                b.js("return /[\\x1b\\x9b\\u202e]/.exec(document.body.innerText)")
-            )
-            for link in self.hrefs():
+            unsafe = "/[\\x1b\\x9b\\u202e]/.exec(document.body.innerText)"
+            self.assertIsNone(b.js(unsafe))
+            for link in b.hrefs():
                 self.assertRegex(link, r"\A(\.\./|#\w+|(log/)?\d+(\?text)?)\Z")
             found = b.call("/se/log", type="browser")
             self.assertEqual([m for m in found if m["level"] == "SEVERE"], [])
-        self.finish()
-        self.assertIn(evil, self.lines())
+        b.finish()
+        self.assertIn(evil, b.lines())
 
-    def test_commits_link_to_the_forge_when_it_is_known(self) -> None:
+    def test_a_row_links_to_its_forge_if_known_and_says_in_words_what_it_is(
+        self,
+    ) -> None:
         sha = "3f2a1b9" + "0" * 33
         known = {
             "https://github.com/ada/site.git": "https://github.com/ada/site/commit/",
@@ -1587,86 +1522,97 @@ class InABrowser(Case):
             "https://github.com.evil.org/a/b",
             HOSTILE,
         )
-        ds = [deployment(n, repo=r) for n, r in enumerate((*known, *unknown), 1)]
-        self.show(*ds, deployment(99, commit="../../x"))
-        self.open().until("document.querySelector('.rows li:nth-child(13)')")
-        links = [link for link in self.hrefs() if not link.startswith("log/")]
-        self.assertEqual(links, [url + sha for url in known.values()])
-
-    def test_a_row_without_a_message_says_in_words_what_it_is(self) -> None:
         words = {
             "catch-up": "caught up: 3f2a1b9",
             "poll": "polled: 3f2a1b9",
             "manual": "by hand: 3f2a1b9",
             "interrupted": "run again after an interruption: 3f2a1b9",
         }
-        ds = [deployment(n, trigger=t, message=None) for n, t in enumerate(words, 1)]
-        self.show(*ds, deployment(9, message=None, commit=None))
-        self.open().until("document.querySelector('.rows li')")
-        rows = [re.sub(r"#\d+ ", "", text) for text in self.each(".rows div > a")]
-        self.assertEqual(rows, [*words.values(), "pushed: main"])
+        records = [{"repo": repo, "commit": sha} for repo in (*known, *unknown)]
+        records += [{"repo": "https://github.com/a/b", "commit": "../../x"}]
+        records += [{"trigger": t, "commit": sha, "message": None} for t in words]
+        records += [{"message": None, "commit": None}]
+        numbered = [record_of(n, **fields) for n, fields in enumerate(records, 1)]
+        self.b = self.with_journal(*reversed(numbered)).start()
+        b = self.open()
+        b.until("document.querySelector('.rows li:nth-child(18)')")
+        links = [link for link in b.hrefs() if not link.startswith("log/")]
+        self.assertEqual(links, [url + sha for url in reversed(known.values())])
+        rows = [re.sub(r"#\d+ ", "", text) for text in b.each(".rows div > a")]
+        self.assertEqual(rows[:5], ["pushed: main", *reversed(words.values())])
 
     def test_the_list_says_what_the_site_shows_and_leads_there(self) -> None:
         """The newest success's address, and only if it is one of the web."""
-        failed = deployment(8, status="fail", reason="exit status 7").record()
-        other = deployment(7, branch="other").record()
-        older = deployment(5).record() | {"url": "https://old.example.org/"}
         for url, links in {
             "https://example.org/": ["https://example.org/"],
             "javascript:alert(1)": [],
             "ftp://example.org/": [],
         }.items():
-            b = self.open()
-            newest = deployment(6).record() | {"url": url}
-            body = json.dumps({"deployments": [failed, other, newest, older]})
-            b.js(f"window.fetch = async () => new Response({body!r})")
-            self.b.push()  # a change: the page fetches again
-            b.until("document.querySelector('.rows .fail')")
-            self.assertEqual(self.each(".state a", "href"), links)
-            live = "return document.querySelector('.rows b.success').closest('li')"
-            self.assertIn("#7", b.js(f"{live}.innerText"))
-            hero = b.js("return document.querySelector('.hero').innerText")
-            self.assertIn("exit status 7", hero)
-            self.assertIn("the site shows #6", hero)
+            with self.afresh(url):
+                self.b = self.with_journal(
+                    record_of(5, url="https://old.example.org/"),
+                    record_of(6, url=url),
+                    record_of(7, branch="other"),
+                    record_of(8, status="fail", reason="exit status 7"),
+                ).start()
+                b = self.open()
+                b.until("document.querySelector('.rows .fail')")
+                self.assertEqual(b.each(".state a", "href"), links)
+                live = "document.querySelector('.rows b.success').closest('li')"
+                self.assertIn("#7", b.js(f"{live}.innerText"))
+                hero = b.js("document.querySelector('.hero').innerText")
+                self.assertIn("exit status 7", hero)
+                self.assertIn("the site shows #6", hero)
 
-    def test_a_logs_tab_shows_its_state_and_its_bar_leads_to_its_neighbours(
+    def test_a_log_shows_its_state_and_leads_to_its_neighbours_on_a_phone_too(
         self,
     ) -> None:
-        labels = "queued", "in progress", "success", "failed"
-        states = dict(zip((12, 9, 7, 4), zip(boop.STATUSES, labels, "○▶✓✗")))
-        self.show(*(deployment(n, status=k) for n, (k, _, _) in states.items()))
-        icons = set()
-        for n, (_, label, glyph) in states.items():
+        gate = self.gate()
+        long = "https://github.com/ada/a-site-with-a-name-that-is-long.git"
+        self.b = self.with_journal(
+            record_of(1233), record_of(1234, status="fail", reason="x", repo=long)
+        )
+        self.b.write_script(gate.wait)
+        self.b.start().hook(github_push(repo=long))
+        gate.reached()
+        self.b.push()
+        icons, name = set(), "a-site-with-a-name-that-is-long"
+        for n, words in {
+            1233: "✓ #1233 success · one",
+            1234: f"✗ #1234 failed · {name}",
+            1235: f"▶ #1235 in progress · {name}",
+            1236: "○ #1236 queued · Hello-World",
+        }.items():
             b = self.open(f"log/{n}")
-            b.until(f"document.title === '{glyph} #{n} {label} · site'")
-            icons.update(self.each("link[rel=icon]", "href"))
+            b.until(f"document.title === {words!r}")
+            icons.update(b.each("link[rel=icon]", "href"))
         self.assertEqual(len(icons), 4)
-        b = self.open("log/7")
-        b.until("document.querySelector('nav')")
-        for rel, neighbour in {"prev": "4", "next": "9"}.items():
-            found = self.each(f"nav [rel={rel}]", "getAttribute('href')")
-            self.assertEqual(found, [neighbour])
-
-    def test_the_bar_of_a_log_is_one_line_on_a_phone(self) -> None:
-        name = "https://github.com/ada/a-site-with-a-name-that-is-long.git"
-        started = {"started_at": boop.now(), "finished_at": None, "duration": None}
-        running = deployment(1234, status="inprogress", repo=name, **started)
-        self.show(deployment(1235), running, deployment(1233))
-        self.addCleanup(self.resize, width=0, height=0)
+        b = self.open("log/1235")
+        b.until("document.querySelector('.bar nav')")
+        self.assertEqual(
+            b.hrefs("nav [rel=prev]") + b.hrefs("nav [rel=next]"), ["1234", "1236"]
+        )
+        self.addCleanup(self.resize, 0)  # as it was
         for width in 390, 320:
-            self.resize(width=width, height=800)
-            b = self.open("log/1234")
-            b.until("document.querySelector('.bar nav')")
-            self.assertLess(self.each(".bar", "offsetHeight")[0], 60)
-            self.assertEqual(self.each("html", "scrollWidth"), [width])
+            self.resize(width)
+            self.assertLess(b.each(".bar", "offsetHeight")[0], 60)
+            self.assertEqual(b.each("html", "scrollWidth"), [width])
             way_back, state = ".bar a", ".bar b"
             for part in way_back, state:
-                self.assertGreater(self.each(part, "offsetWidth")[0], 60)
+                self.assertGreater(b.each(part, "offsetWidth")[0], 60)
+
+    def resize(self, width: int) -> None:
+        size = {"width": width, "height": 2 * width, "deviceScaleFactor": 1}
+        self.browser.call(
+            "/goog/cdp/execute",
+            cmd="Emulation.setDeviceMetricsOverride",
+            params=size | {"mobile": False},
+        )
 
     def test_a_log_is_shown_where_it_is_read(self) -> None:
-        n = self.deploy(
-            f"seq 1 3000; {self.wait_for('a')} seq 3001 4000; echo A; "
-            f"{self.wait_for('b')} seq 4001 4500"
+        gate = self.gate()
+        n = self.queued(
+            f"seq 1 3000; {gate.wait}; seq 3001 4000; echo A; {gate.wait};seq 4001 4500"
         )
         b = self.open(f"log/{n}")
         end = "(scrollY > 999 && scrollY >= document.documentElement.scrollHeight"
@@ -1674,115 +1620,107 @@ class InABrowser(Case):
         with self.subTest("at its end while it grows"):
             b.until("document.getElementById('L3000')")
             b.until(end)
-            self.go_on("a")
+            gate.open()
             b.until("document.getElementById('L4000')")
             b.until(end)
         with self.subTest("where it is scrolled up to"):
             b.js("scrollTo(0, 500)")
             b.until("!document.getElementById('end').hidden")
-            self.go_on("b")
-            self.finish()
+            gate.open()
+            b.finish()
             b.until("document.getElementById('L4500')")
-            self.assertEqual(b.js("return scrollY"), 500)
+            self.assertEqual(b.js("scrollY"), 500)
             b.js("document.getElementById('end').click()")
             b.until(end)
         with self.subTest("at its head once it is finished"):
             b = self.open(f"log/{n}")
-            self.finish()
+            b.finish()
             b.until("document.getElementById('L4500')")
-            self.assertEqual(b.js("return scrollY"), 0)
+            self.assertEqual(b.js("scrollY"), 0)
         with self.subTest("at the line that a link names"):
             b = self.open(f"log/{n}#L4000")
-            self.finish()
+            b.finish()
             b.until(
                 "(r => r.top > 0 && r.bottom < innerHeight)"
                 "(document.querySelector('#L4000:target').getBoundingClientRect())"
             )
             b.js("document.querySelector('#L4002 a').click()")
             b.until("document.querySelector('#L4002:target')")
-            self.assertEqual(b.js("return location.hash"), "#L4002")
+            self.assertEqual(b.js("location.hash"), "#L4002")
 
     def test_a_log_is_drawn_as_a_terminal_would_wherever_the_stream_is_cut(
         self,
     ) -> None:
-        n = self.deploy(
-            rf"printf '10%%\r50%%\r'; {self.wait_for('a')} printf '100%%\r\ndone\r\n';"
-            rf"printf 'caf\303'; {self.wait_for('b')} printf '\251 \360\237';"
-            r"sleep 0.1; printf '\216\211\n';"
+        gate = self.gate()
+        n = self.queued(
+            rf"printf '10%%\r50%%\r'; {gate.wait}; printf '100%%\r\ndone\r\n';"
+            rf"printf 'caf\303'; {gate.wait}; printf '\251 \360\237'; {gate.wait};"
+            r"printf '\216\211\n';"
             r"printf '\033[1;31mred\033[0m \033[38;5;208morange\033[m "
             r"\033[38;2;1;2;3;4mrgb\033[0m \033[2K\033]0;title\007\033[?25l\033(Bend\n"
             r"\033[32mover\nlines\033[0m \033[44;97mon\033[0m\nno end'"
         )
         b = self.open(f"log/{n}")
-        b.until("document.querySelector('#log').textContent.includes('50%')")
-        self.assertNotIn("10%", "".join(self.lines()))
-        self.go_on("a")
-        b.until("document.querySelector('#log').textContent.includes('caf')")
-        self.go_on("b")
-        self.finish()
+        b.shows("50%")
+        self.assertNotIn("10%", "".join(b.lines()))
+        gate.open()
+        b.shows("caf")
+        gate.open()
+        b.shows("café")
+        gate.open()
+        b.finish()
+        drawn = ["100%", "done", "café 🎉", "red orange rgb end", "over", "lines on"]
+        self.assertEqual(b.lines()[1:-1], [*drawn, "no end"])
         self.assertEqual(
-            self.lines()[1:-1],
-            [
-                "100%",
-                "done",
-                "café 🎉",
-                "red orange rgb end",
-                "over",
-                "lines on",
-                "no end",
-            ],
-        )
-        self.assertEqual(
-            self.each("#log span", "textContent + ': ' + e.className"),
+            b.each("#log span", "textContent + ': ' + e.className"),
             ["red: bold c1", "over: c2", "lines: c2", "on: c7"],
         )
-        red = b.js("return getComputedStyle(document.querySelector('#log .c1')).color")
-        self.assertNotEqual(red, b.js("return getComputedStyle(log).color"))
+        red = b.js("getComputedStyle(document.querySelector('#log .c1')).color")
+        self.assertNotEqual(red, b.js("getComputedStyle(log).color"))
 
     def test_a_line_of_many_colours_or_without_end_is_cut_for_show(self) -> None:
         letters = "".join(f"\\033[3{n % 8}mx" for n in range(300))
-        n = self.deploy(
+        n = self.queued(
             "head -c 4000000 /dev/zero | tr '\\0' x; echo; yes 1% | head -c 900000 | "
             "tr '\\n' '\\r'; printf '\\r100%%\\n'; echo last; "
             f"yes $'{letters}' | head -n 2000"
         )
         b = self.open(f"log/{n}")
-        self.finish()
-        self.assertEqual(self.lines()[1:4], ["x" * 2000 + "…", "100%", "last"])
-        coloured = "document.querySelector('#L2004')"
-        self.assertEqual(b.js(f"return {coloured}.textContent"), "x" * 300)
-        self.assertLess(b.js(f"return {coloured}.childNodes.length"), 303)
-        self.assertLess(len(self.each("#L2004 span")), 50)
+        b.finish()
+        self.assertEqual(b.lines()[1:4], ["x" * 2000 + "…", "100%", "last"])
+        self.assertEqual(b.each("#L2004"), ["x" * 300])
+        self.assertLess(b.each("#L2004", "childNodes.length")[0], 303)
+        self.assertLess(len(b.each("#L2004 span")), 50)
 
     def test_of_a_log_of_10_mb_the_last_lines_are_drawn_at_once(self) -> None:
-        n = self.deploy("seq 1 1000000")
+        n = self.queued("seq 1 1000000")
         self.b.finished(n)
         b = self.open(f"log/{n}")
-        self.finish()
-        self.assertLess(b.js("return performance.now()"), 5000)
-        lines = self.lines()
+        b.finish()
+        self.assertLess(b.js("performance.now()"), 5000)
+        lines = b.lines()
         self.assertLessEqual(len(lines), 5000)
         self.assertEqual(lines[-2], "1000000")
         first = 1000003 - len(lines)  # boop's own two are lines, too
-        self.assertTrue(b.js(f"return document.querySelector('#L{first}')"))
-        said = b.js("return document.querySelector('#earlier').innerText")
+        self.assertTrue(b.js(f"document.querySelector('#L{first}')"))
+        said = b.js("document.querySelector('#earlier').innerText")
         self.assertEqual(said, f"… {first - 1:,} earlier lines: as text")
-        self.assertIn(f"{n}?text", self.hrefs())
+        self.assertIn(f"{n}?text", b.hrefs())
 
     def test_a_log_that_grows_keeps_its_numbers_and_not_its_lines(self) -> None:
-        n = self.deploy(
-            f"seq 2 6000; printf half; {self.wait_for('a')} echo ' line'; "
-            f"seq 6002 12000; {self.wait_for('b')} seq 12001 12100"
+        gate = self.gate()
+        n = self.queued(
+            f"seq 2 6000; printf half; {gate.wait}; echo ' line'; "
+            f"seq 6002 12000; {gate.wait}; seq 12001 12100"
         )
         b = self.open(f"log/{n}")
-        b.until("document.querySelector('#L6001')?.textContent === 'half'")
-        self.go_on("a")
-        b.until("document.querySelector('#L12000')?.textContent === '12000'")
-        self.go_on("b")
-        self.finish()
-        self.assertEqual(self.lines()[-2], "12100")
-        self.assertLessEqual(len(self.lines()), 5000)
-        self.assertEqual(b.js("return L12100.textContent"), "12100")
+        for last, text in (6001, "half"), (12000, "12000"):
+            b.until(f"document.querySelector('#L{last}')?.textContent === '{text}'")
+            gate.open()
+        b.finish()
+        self.assertEqual(b.lines()[-2], "12100")
+        self.assertLessEqual(len(b.lines()), 5000)
+        self.assertEqual(b.js("L12100.textContent"), "12100")
 
 
 class Following(Case):
