@@ -3779,7 +3779,7 @@ class Soak:
             for thread in pushers:
                 thread.join()
         self.boop.start()
-        until(lambda: over(self.boop), "the end of the last run")
+        until(self.boop.over, "the end of the last run")
         self._note_end(*self.boop.stop())
         self._account()
         return self
@@ -3801,9 +3801,10 @@ class Soak:
     def _pushes(self) -> None:
         while not self.over.wait(random.random() * 0.02):
             repo, branch = random.choice(self.REPOS), random.choice(self.BRANCHES)
+            push = github_push(branch, repo=repo, default_branch=branch)
             sent = time.time()
             try:
-                answer = self.boop.hook(elsewhere(repo, branch))
+                answer = self.boop.hook(push)
             except (OSError, http.client.HTTPException):
                 continue  # between two lives
             if answer.status == 202:
@@ -3836,101 +3837,79 @@ class Soak:
             self.wrong.append("a number was skipped")
 
 
-class Promises(Faults):
+class Promises(Case):
     """kill -9, and what it leaves running."""
 
     def test_kill_9_at_random_moments_loses_no_202_and_overlaps_no_run(self) -> None:
         tool("flock", "util-linux")
         soak = Soak(self.folder).run(6)
         print(soak, file=sys.stderr)
-        self.assertEqual(soak.wrong, [], soak)
-        self.assertEqual(soak.lost, 0, soak)
+        self.assertEqual((soak.wrong, soak.lost), ([], 0), soak)
         self.assertGreater(min(soak.kills, len(soak.accepted), soak.runs), 5, soak)
 
-    def orphan(self, body: str, **constants: float) -> tuple[Daemon, int]:
-        """A boop killed while its first run stands in body; the run's process."""
-        b = patched(self.daemon(), **constants)
-        path = b.state / "orphan"
-        b.write_script(
-            f"""
-            [ "$BOOP_NUMBER" = 1 ] || {{
-                grep -qs "^State:.[^Z]" /proc/$(<{path})/status && echo both
-                exit 0
-            }}
-            {body}
-            """
-        )
-        b.start().push()
-        until(lambda: path.exists() and path.read_text().endswith("\n"), "the orphan")
-        pid = self.kill_later(int(path.read_text()))
-        b.stop(signal.SIGKILL)
-        self.assertTrue(alive(pid))
-        return b, pid
-
-    def rerun(self, b: Daemon, pid: int) -> None:
-        record = b.finished(2)
-        self.assertEqual(record["trigger"], "interrupted")
-        self.assertNotIn("both", b.log(2))
-        self.assertFalse(alive(pid))
-        self.assertRegex(b.record(1)["reason"], "^interrupted: ")
-
     def test_an_orphan_is_ended_before_the_new_run_starts(self) -> None:
+        stubborn = "trap '' TERM; echo $$ > ../orphan; while :; do sleep .1; done"
         for body in (
             "echo $$ > ../orphan; sleep 1000 & wait",
             "sleep 1000 & echo $! > ../orphan; wait",
             "(setsid sleep 1000 & echo $! > ../orphan) & wait; sleep 9",
             "trap 'sleep .3; exit' TERM; echo $$ > ../orphan; while :; do sleep .01; done",
+            stubborn,
         ):
             with self.afresh(body):
-                b, pid = self.orphan(body)
+                b = self.daemon().patch(GRACE_S=1)
+                path = b.state / "orphan"
+                b.write_script(
+                    f"""
+                    [ "$BOOP_NUMBER" = 1 ] || {{
+                        grep -qs "^State:.[^Z]" /proc/$(<{path})/status && echo both
+                        exit 0
+                    }}
+                    printf half
+                    {body}
+                    """
+                )
+                b.start().push()
+                until(lambda p=path: p.exists() and p.read_text(), "the orphan")
+                until(lambda b=b: "half" in b.log(1), "its output")
+                pid = self.kill_later(int(path.read_text()))
+                b.stop(signal.SIGKILL)
+                self.assertTrue(alive(pid))
                 b.start()
-                self.rerun(b, pid)
-
-    def test_an_orphan_that_ignores_sigterm_is_killed_though_boop_is_meanwhile(
-        self,
-    ) -> None:
-        body = "trap '' TERM; echo $$ > ../orphan; while :; do sleep .1; done"
-        b, pid = self.orphan(body, GRACE_S=1)
-        b.start().said(f"ending process {pid}")
-        b.restart(signal.SIGKILL)
-        self.rerun(b, pid)
+                if body == stubborn:  # and boop is killed while it waits for that
+                    b.said(f"ending process {pid}")
+                    b.restart(signal.SIGKILL)
+                self.assertEqual(b.finished(2)["trigger"], "interrupted")
+                self.assertNotIn("both", b.log(2))
+                self.assertFalse(alive(pid))
+                end = "half\nboop: fail: interrupted: boop was killed\n"
+                self.assertTrue(b.log(1).endswith(end), b.log(1))
 
     def test_no_orphan_of_a_finished_deployment_is_touched(self) -> None:
+        gate = self.gate()
         b = self.boop(
-            """
-            [ "$BOOP_NUMBER" = 1 ] || exec sleep 0.5
+            f"""
+            [ "$BOOP_NUMBER" = 1 ] || {{ {gate.wait}; exit; }}
             setsid bash -c 'echo $$ > ../server; exec sleep 1000' > /dev/null 2>&1 &
             until [ -s ../server ]; do sleep .01; done
             """
         )
         b.deploy()
-        pid = int((b.state / "server").read_text())
-        self.addCleanup(os.kill, pid, signal.SIGKILL)
+        pid = self.kill_later(int((b.state / "server").read_text()))
         b.push()
-        b.said("deployment 2: push")
-        b.restart(signal.SIGKILL)
-        self.assertEqual(b.finished(len(b.records()))["status"], "success")
+        gate.reached()
+        b.restart(signal.SIGKILL).said("deployment 3: interrupted")
+        gate.close()
+        gate.open()
+        self.assertEqual(b.finished(3)["status"], "success")
         self.assertTrue(alive(pid))
 
 
 # --- What a crash leaves --------------------------------------------------------------
 
 
-class Damage(Faults):
+class Damage(Case):
     """State folders that a crash, a full disk or a person may leave."""
-
-    def state(self, *records: dict | bytes, **files: str) -> Daemon:
-        """A boop, not started; its journal holds the records, or lines of bytes."""
-        d = self.daemon('echo "$BOOP_NUMBER" >> ../ran')
-        d.state.mkdir(exist_ok=True)
-        lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in records]
-        (d.state / "deployments.jsonl").write_bytes(b"\n".join([*lines, b""]))
-        for name, text in files.items():
-            (d.state / name).write_text(text)
-        return d
-
-    def numbers(self, d: Daemon) -> list[int]:
-        return [record["number"] for record in d.records()]
 
     def test_a_damaged_line_is_kept_aside_and_costs_no_other(self) -> None:
         good = record_of(4)
@@ -3941,8 +3920,9 @@ class Damage(Faults):
         wrong += [(name, {"a": 1}) for name in good]
         bad += [json.dumps(good | {name: value}).encode() for name, value in wrong]
         half = {"deployments.jsonl.new": json.dumps(good)[:60]}  # of a compaction
-        d = self.state(record_of(1), *bad, record_of(3), *bad, **half).start()
-        self.assertEqual(self.numbers(d), [3, 1])
+        records = record_of(1), *bad, record_of(3), *bad
+        d = self.with_journal(*records, **half).start()
+        self.assertEqual(d.numbers(), [3, 1])
         aside = d.state / "deployments.jsonl.damaged"
         self.assertEqual(aside.read_bytes().split(b"\n"), [*bad, *bad, b""])
         self.assertFalse((d.state / "deployments.jsonl.new").exists())
@@ -3951,29 +3931,26 @@ class Damage(Faults):
         self.assertEqual(d.finished(5)["status"], "success")
         d.restart()
         self.assertNotIn("damaged", "".join(d.lines))
-        self.assertEqual(self.numbers(d), [5, 3, 1])
+        self.assertEqual(d.numbers(), [5, 3, 1])
 
     def test_a_torn_tail_of_the_journal_costs_nothing_that_was_promised(self) -> None:
-        d = self.state(record_of(1))
+        d = self.with_journal(record_of(1))
         path = d.state / "deployments.jsonl"
         for torn in (b"\0" * 100, b'{"number": 2, "status": "su'):
             path.write_bytes(path.read_bytes() + torn)
-            d.start()
-            number = d.push()
-            d.finished(number)
+            number = d.start().deploy()["number"]
             d.stop(signal.SIGKILL)
             self.assertEqual(d.journal()[-1]["number"], number)
             self.assertNotIn(torn + b"\n", path.read_bytes())
 
     def test_the_journal_stays_short_and_its_newest_lines_count(self) -> None:
-        d = patched(self.daemon(BOOP_KEEP="3"), COMPACT_LINES=20).start()
+        d = self.daemon(BOOP_KEEP="3").patch(COMPACT_LINES=20).start()
         for _ in range(12):
             d.deploy()
         self.assertLess(len(d.journal()), 3 + 20 + 3)
         before = d.records()
-        self.assertEqual(self.numbers(d), [12, 11, 10])
-        d.restart()
-        self.assertEqual(d.records(), before)
+        self.assertEqual(d.numbers(), [12, 11, 10])
+        self.assertEqual(d.restart().records(), before)
         self.assertEqual([line["number"] for line in d.journal()], [10, 11, 12])
 
     def test_what_was_queued_is_run_and_what_was_running_is_run_again(self) -> None:
@@ -3990,37 +3967,34 @@ class Damage(Faults):
             ("two branches", [one, live], {2: "push", 3: "interrupted"}),
         ):
             with self.afresh(name):
-                d = self.state(*records).start()
+                d = self.with_journal(*records).start()
                 for number, trigger in expected.items():
                     record = d.finished(number)
-                    self.assertEqual(record["status"], "success")
-                    self.assertEqual(record["trigger"], trigger)
+                    ended = record["status"], record["trigger"]
+                    self.assertEqual(ended, ("success", trigger))
                 before = d.records()
                 self.assertEqual(d.restart().records(), before)
                 ran = (d.state / "ran").read_text().split()
                 self.assertEqual(ran, [str(number) for number in expected])
 
-    def test_a_folder_in_use_as_state_is_refused_and_nothing_in_it_is_touched(
+    def test_what_is_not_boops_is_left_alone_and_a_folder_of_it_is_refused(
         self,
     ) -> None:
-        d = self.daemon()
-        (d.state / "work").mkdir(parents=True)
-        files = {"3.log": b"mine", "work/thesis.tex": b"mine", "photo.jpg": b"mine"}
-        for name, content in files.items():
-            (d.state / name).write_bytes(content)
+        names = "notes.txt", "x.json", "7.json", "7.log", "20240131.tar.gz"
+        foreign = dict.fromkeys(names, "x")
+        d = self.with_journal(record_of(1), **foreign)
+        d.env["BOOP_KEEP"] = "1"
+        self.assertEqual(d.start().deploy()["number"], 2)
+        self.assertEqual(d.restart().push(), 3)  # and moves no number
+        d.stop()
+        self.assertLessEqual(foreign.keys(), tree(d.state).keys())
+        (d.state / "deployments.jsonl").unlink()
+        (d.state / "work/thesis.tex").write_text("mine")
+        before = tree(d.state)
         status, said = d.start(listening=False).ended()
         self.assertEqual((status, len(said.splitlines())), (1, 1))
         self.assertIn("not boop's", said)
-        self.assertEqual(tree(d.state), files)
-
-    def test_foreign_files_are_left_alone_and_move_no_number(self) -> None:
-        foreign = ["notes.txt", "x.json", "7.json", "7.log", "20240131.tar.gz"]
-        d = self.state(record_of(1), **dict.fromkeys(foreign, "x"))
-        d.env["BOOP_KEEP"] = "1"
-        self.assertEqual(d.start().push(), 2)
-        d.finished(2)
-        self.assertEqual(d.restart().push(), 3)
-        self.assertLessEqual(set(foreign), {path.name for path in d.state.iterdir()})
+        self.assertEqual(tree(d.state), before)
 
 
 # --- The disk is full -----------------------------------------------------------------
@@ -4078,21 +4052,19 @@ class FullDisk(Case):
         self,
     ) -> None:
         gate = self.gate()
-        wait = f"until read < {gate}; do :; done"
-        b = self.small(f"echo > ../on; {wait}; seq 9000; {wait}; exit 0")
+        b = self.small(f"{gate.wait}; seq 9000; {gate.wait}; exit 0")
         b.push()
-        until((b.small / "on").exists, "the script")
+        gate.reached()
         self.fill(b.small / "filler", 4096, 1)
-        self.open_gate(gate)
+        gate.open()
         b.said("cannot write the deployment's log: No space left")
         self.fill(b.small / "deployments.jsonl", 1)  # the last of its block
         self.assertEqual(b.hook(github_push()).status, 503)
-        self.open_gate(gate)
+        gate.open()
         self.assertEqual(b.finished(1)["status"], "success")
         self.assertEqual(b.get("/healthz").status, 503)
         (b.small / "filler").unlink()
-        b.write_script("exit 0")
-        self.assertEqual(b.deploy()["number"], 2)
+        self.assertEqual(b.deploy("exit 0")["number"], 2)
         self.assertEqual(b.get("/healthz").status, 200)
         newest = {d["number"]: d["status"] for d in b.journal(b.small)}
         self.assertEqual(newest, {1: "success", 2: "success"})
@@ -4107,6 +4079,7 @@ class CatchUp(Case):
     def origin(self, script: str = "exit 0", **env: str) -> Daemon:
         """A boop, not started, of a site; its git leaves a mark after each look."""
         self.checkout, self.marks = site(self.folder), self.folder / "marks"
+        self.marks.touch()
         marking = self.folder / "bin/git"
         marking.parent.mkdir()
         marking.write_text(
@@ -4118,23 +4091,19 @@ class CatchUp(Case):
         repo = {"BOOP_REPO": str(self.folder / "origin.git")}
         return self.daemon(script, PATH=path, **repo | env)
 
-    def moved(self, branch: str = "main") -> str:
+    def moved(self, branch: str = "main", message: str = "Edit") -> str:
         """The branch's new tip."""
-        tip = commit(self.checkout, {"index.html": str(time.time())})
+        tip = commit(self.checkout, {"index.html": str(time.time())}, message)
         git(self.checkout, "push", "-qf", "origin", f"HEAD:refs/heads/{branch}")
         return tip
 
     def looks(self, number: int, b: Daemon | None = None) -> None:
         """Waits for so many more looks at the tip; asks b for them by SIGHUP."""
-
-        def seen() -> int:
-            return self.marks.stat().st_size if self.marks.exists() else 0
-
         for _ in range(number):
-            before = seen()
+            before = self.marks.stat().st_size
             if b:
                 b.process.send_signal(signal.SIGHUP)
-            until(lambda: seen() > before, "a look")
+            until(lambda before=before: self.marks.stat().st_size > before, "a look")
 
     def test_a_missed_push_is_deployed_at_start_and_what_is_live_is_not_again(
         self,
@@ -4143,14 +4112,14 @@ class CatchUp(Case):
         b.said("catch-up: main is at .*: queued as 1")
         self.assertEqual(b.finished(1)["trigger"], "catch-up")
         self.looks(2, b.restart())
-        self.assertEqual(len(b.records()), 1)
+        self.assertEqual(b.numbers(), [1])
         b.stop()
         tip = self.moved()
         b.start().said("queued as 2")
         self.assertEqual(b.finished(2)["commit"], tip)
         b.finished(b.push(tip))
         self.looks(2, b.restart())
-        self.assertEqual(len(b.records()), 3)
+        self.assertEqual(b.numbers(), [3, 2, 1])
 
     def test_a_tip_that_fails_is_tried_at_each_start_and_sighup_and_polled_once(
         self,
@@ -4166,7 +4135,7 @@ class CatchUp(Case):
         b.said("poll: .*queued as 4")
         b.finished(4)
         self.looks(2)
-        self.assertEqual(len(b.records()), 4)
+        self.assertEqual(b.numbers(), [4, 3, 2, 1])
         tip = self.moved()
         b.said(f"poll: main is at {tip[:8]}: queued as 5")
         self.assertEqual(b.finished(5)["trigger"], "poll")
@@ -4187,7 +4156,47 @@ class CatchUp(Case):
         b.restart().said("catch-up: main is at .*: queued as 4")
         b.finished(4)
         self.looks(2, b)
-        self.assertEqual(len(b.records()), 4)
+        self.assertEqual(b.numbers(), [4, 3, 2, 1])
+
+    def test_a_tip_that_somebody_decided_against_waits_until_the_branch_moves(
+        self,
+    ) -> None:
+        gate, shut = self.gate(), self.folder / "shut"
+        b = self.origin(
+            f'[ ! -e {shut} ] || {{ {gate.wait}; }}; echo "$BOOP_COMMIT$BOOP_EXACT" >../live'
+        ).start()
+        b.said("deployment 1: success")
+        old, live = git(self.checkout, "rev-parse", "HEAD"), b.state / "live"
+        with self.subTest("rolled back from"):
+            b.finished(b.push(self.moved()))
+            b.finished(b.by_hand(commit=old).json["deployment"])
+            self.looks(2, b.restart())
+            self.assertEqual((len(b.records()), live.read_text()), (3, f"{old}1\n"))
+        with self.subTest("moved"):
+            tip = self.moved()
+            b.process.send_signal(signal.SIGHUP)
+            b.said("deployment 4: success")
+            self.assertEqual(live.read_text(), f"{tip}\n")
+        shut.touch()
+        with self.subTest("skipped, while another runs"):
+            b.push(self.moved())
+            gate.reached()
+            tip = self.moved(message="Edit [skip ci]")
+            answer = b.hook(github_push(commit=tip, message="Edit [skip ci]"))
+            self.assertEqual(answer.status, 200)
+            gate.open()
+            b.finished(5)
+            self.looks(2, b.restart())
+            self.assertEqual(len(b.records()), 5)
+        with self.subTest("cancelled"):
+            b.push(self.moved())
+            gate.reached()
+            self.assertEqual(b.by_hand(cancel=6).status, 200)
+            b.finished(6)
+            gate.close()
+            shut.unlink()
+            self.looks(2, b.restart(signal.SIGKILL))
+            self.assertEqual(b.by_hand(force=True).json["deployment"], 7)
 
     def test_a_repository_out_of_reach_is_one_warning_not_a_flood(self) -> None:
         away = self.folder / "away.git"
@@ -4196,7 +4205,7 @@ class CatchUp(Case):
         self.looks(3, b)
         self.assertEqual(sum("cannot look" in line for line in b.lines), 1)
         # Bitbucket does not say the default branch: that push may be sent again
-        answer = b.hook(BITBUCKET_PUSH, None, X_Event_Key="repo:push")
+        answer = b.hook(bitbucket_push("main"), None, X_Event_Key="repo:push")
         self.assertEqual(answer.status, 503, answer.text)
         self.assertEqual(b.push(), 1)
         (self.folder / "origin.git").rename(away)
@@ -4210,14 +4219,14 @@ class CatchUp(Case):
         server.settimeout(LIMIT_S)
         repo = f"http://127.0.0.1:{server.getsockname()[1]}/x"
         d = self.daemon("echo run >> ../ran", BOOP_REPO=repo, BOOP_BRANCH="main")
-        b = patched(d, GIT_TIMEOUT_S=2).start()
+        b = d.patch(GIT_TIMEOUT_S=2).start()
         with server.accept()[0] as look:  # git is there, and waits
             look.settimeout(LIMIT_S)
             self.assertEqual(b.deploy()["status"], "success")
             self.assertNotIn("no answer within", "".join(b.lines))
             b.said("no answer within 2 s")
             self.assertIn(b"GET /x/", read_all(look))  # until git-remote-http ends
-        self.assertEqual(b.hook({}, None).status, 202)  # which has to ask for the tip
+        self.assertEqual(b.by_hand().status, 202)  # which has to ask for the tip
         with server.accept()[0] as look:
             look.settimeout(LIMIT_S)
             until(lambda: b.record(2)["status"] == "inprogress", "the deployment")
