@@ -1651,13 +1651,14 @@ class Following(Case):
         gate = self.gate()
         script = f"echo one; {gate.wait}; echo $BOOP_NUMBER; {gate.wait}; echo three"
         b = self.daemon(script).patch(LOOK_S=1000).start()  # is told, and does not look
-        numbers = b.push(), b.push()
+        first = b.push()
         gate.reached()
-        followers = [self.follow(b, f"/log/{n}") for n in numbers]  # one is queued
+        queued = b.push()
+        followers = [self.follow(b, f"/log/{n}") for n in (first, queued)]
         changes = self.follow(b, "/")
         for number, s in enumerate(followers, 1):
-            first = self.until_line(s, b"one\n")
-            self.assertRegex(first, rb"^boop: deployment %d: push.*\none\n$" % number)
+            begun = self.until_line(s, b"one\n")
+            self.assertRegex(begun, rb"^boop: deployment %d: push.*\none\n$" % number)
             gate.open()
             self.until_line(s, b"%d\n" % number)
             gate.open()
