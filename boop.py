@@ -2454,7 +2454,7 @@ async function drawEmpty() {
 }
 
 // A log: what stays in sight, then the facts, then the log itself
-const facts = el("section");
+const facts = el("section"), earlier = el("p", {id: "earlier"});
 const log = el("div", {id: "log", tabindex: "-1", "aria-busy": "true"});
 const end = el("button", {id: "end", type: "button", hidden: "hidden"}, "↓ End");
 function drawLog(ds) {  // newest first
@@ -2519,134 +2519,117 @@ async function refresh() {
       ?.focus({preventScroll: true});
 }
 
-// Follow a stream, from its beginning, until over(); boop's restarts are waited out.
-async function follow(url, begin, take, over) {
+// Draw, follow, draw again; a log's end is the end. boop's restarts are waited out.
+async function follow() {
   for (let pause = 500; ; pause = Math.min(pause * 2, 30000)) {
     try {
-      const answer = await fetch(url, {cache: "no-store"});
+      await refresh();
+      const answer = await fetch(`${here}?follow`, {cache: "no-store"});
       if (!answer.ok) throw Error(answer.status);
-      await begin();
+      if (here) begin();
+      else await refresh();  // something may have changed just before
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-      for (let got; !(got = await reader.read()).done; pause = 500)
-        await take(got.value);
-      if (await over()) return;
+      for (let got; !(got = await reader.read()).done; pause = 500) {
+        if (here) feed(got.value);
+        if (!here || status === "queued") await refresh();
+      }
+      await refresh();
+      if (here && !live()) break;
     } catch (error) {
       console.info(`boop: ${error.message}; trying again`);
+      if (!header.firstChild)  // nothing is drawn yet
+        header.append("boop does not answer; trying again …");
     }
     await sleep(pause);
   }
+  drawLines();
+  log.removeAttribute("aria-busy");
 }
 
 // ANSI: the eight colours and bold become classes; every other escape is swallowed.
-const ESCAPE = new RegExp(String.raw`\x1b(?:\[([\d;:]*)m|\[[0-?]*[ -/]*[@-~]`
-  + String.raw`|\][^\x07\x1b]*(?:\x07|\x1b\\)|[PX^_][^\x1b]*\x1b\\|[ -/]*[0-~])`
-  + String.raw`|[\x00-\x08\x0b-\x1f\x7f-\x9f]`, "g");
-const LONG = 2000, PIECES = 6;  // characters of a line, and how many pieces of colour
-let bold = "", color = "";  // of what comes next
-function sgr(codes) {
+const SGR = /\x1b\[([\d;:]*)m/;
+const SWALLOWED = new RegExp(String.raw`(?!${SGR.source})\x1b(?:\[[0-?]*[ -/]*[@-~]`
+  + String.raw`|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])?`
+  + String.raw`|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]`, "g");
+function sgr(codes, pen) {
   for (const code of codes.split(/[;:]/).map(Number)) {
     if (code === 38 || code === 48) return;  // one of 256, or of 16 million
-    if (code === 0 || code === 22) bold = "";
-    if (code === 0 || code === 39) color = "";
-    if (code === 1) bold = "bold ";
-    if (code >= 30 && code < 38 || code >= 90 && code < 98) color = `c${code % 10}`;
+    if (code === 0 || code === 22) pen.bold = "";
+    if (code === 0 || code === 39) pen.color = "";
+    if (code === 1) pen.bold = "bold ";
+    if (code >= 30 && code < 38 || code >= 90 && code < 98) pen.color = `c${code % 10}`;
   }
 }
-function lineOf(raw, number) {
+function lineOf(raw, number, pen) {
   const line = el("div", {id: `L${number}`},
     el("a", {href: `#L${number}`, "data-n": `${number}`, tabindex: "-1"}));
-  let left = LONG, pieces = PIECES;
-  raw.replace(/\r+$/, "").split(ESCAPE).forEach((part, i) => {
-    if (i % 2 && part !== undefined) sgr(part);
-    if (i % 2 || !part || left <= 0) return;
-    const text = part.length > left ? `${part.slice(0, left)}…` : part;
-    const style = pieces-- > 0 && `${bold}${color}`;
-    if (!style && line.lastChild instanceof Text) line.lastChild.appendData(text);
-    else line.append(style ? el("span", {class: style}, text) : text);
-    left -= part.length;
+  const text = raw.slice(0, LONG).replace(/\r+$/, "").replace(SWALLOWED, "");
+  text.split(SGR).forEach((part, i) => {
+    const style = pen.bold + pen.color;
+    if (i % 2) sgr(part, pen);
+    else if (part) line.append(style ? el("span", {class: style}, part) : part);
   });
+  if (raw.length > LONG) {
+    line.append("…");
+    sgr("0", pen);  // what would have ended a colour may be cut off
+  }
   return line;
 }
 
-// Lines: the last ones of a log, so that none is too much for the browser.
-const LINES = 5000, MANY = 1e6;  // and as many characters
-const earlier = el("p", {id: "earlier"});
-let waiting, rest, count, size, partial, timer;
+// Lines: of a log the last ones, so that none is too much for the browser. What costs
+// memory are characters, and as much as 200 a line's elements, as 30 an escape's.
+const MOST = 1e6, LONG = 2000;  // characters of a log, and of a line
+const weight = raw => Math.max(200, raw.length + 30 * (raw.split("\x1b").length - 1));
+let lines, first, next, pen, partial, timer;  // first: of lines; next: to be drawn
 function begin() {
   clearTimeout(timer);
   log.replaceChildren();
-  [waiting, rest, count, size, partial, timer] = [[], "", 0, 0, null, 0];
-  bold = color = "";
+  [lines, first, next, partial, timer] = [[""], 1, 1, null, 0];
+  pen = {bold: "", color: ""};
 }
 const cut = raw =>  // less what was drawn over, and what is too long to be shown
-  raw.slice(raw.lastIndexOf("\r", raw.length - 2) + 1).slice(0, 5 * LONG);
+  raw.slice(raw.lastIndexOf("\r", raw.length - 2) + 1).slice(0, LONG + 1);
 function feed(text) {
-  const whole = (rest + text).split("\n");
-  rest = cut(whole.pop());
-  waiting = waiting.concat(whole);
-  count += waiting.splice(0, waiting.length - LINES).length;
-  timer ||= setTimeout(drawWaiting, 30);
+  lines = lines.concat((lines.pop() + text).split("\n").map(cut));
+  timer ||= setTimeout(drawLines, 30);
 }
 const bottom = () => document.documentElement.scrollHeight - innerHeight;
 const offer = () => { end.hidden = bottom() - scrollY < innerHeight / 2; };
-function drawWaiting() {
+function drawLines() {
   const stuck = live() && bottom() - scrollY < 30;  // scrolled up it is left alone
   timer = 0;
+  let gone = lines.length;
+  for (let room = MOST; gone && room > 0; gone--) room -= weight(lines[gone - 1]);
+  lines.splice(0, gone);
+  first += gone;
   partial?.remove();
-  for (const raw of waiting.splice(0)) {
-    const line = lineOf(cut(raw), ++count);
-    log.append(line);
-    size += line.textContent.length;
-  }
-  const pen = [bold, color];
-  partial = rest ? lineOf(rest, count + 1) : null;
-  [bold, color] = pen;
-  log.append(...partial ? [partial] : []);
-  while (log.childElementCount > LINES || size > MANY && log.firstChild !== partial) {
-    size -= log.firstChild.textContent.length;
-    log.firstChild.remove();
-  }
-  const gone = (log.firstChild?.firstChild.dataset.n ?? 1) - 1;
-  if (gone) earlier.replaceChildren(`… ${gone.toLocaleString("en")} earlier lines: `,
+  while (log.childElementCount > Math.max(0, next - first)) log.firstChild.remove();
+  next = Math.max(next, first);
+  for (; next < first + lines.length - 1; next++)
+    log.append(lineOf(lines[next - first], next, pen));
+  partial = lines.at(-1) ? lineOf(lines.at(-1), next, {...pen}) : null;
+  if (partial) log.append(partial);
+  if (first > 1) earlier.replaceChildren(
+    `… ${(first - 1).toLocaleString("en")} earlier lines: `,
     el("a", {href: `${here}?text`}, "as text"));
   if (stuck) scrollTo(0, bottom());
-  if (aim && document.getElementById(aim)) {
-    location.replace(`#${aim}`);  // now that it is there, the browser finds it
-    aim = "";
-  }
+  const aim = document.getElementById(location.hash.slice(1));
+  if (aim && !aim.matches(":target"))
+    location.replace(location.hash);  // now that it is there, the browser finds it
   offer();
 }
-let aim = location.hash.slice(1);
 
-function startLog() {
+if (here) {
   header.className = "bar";
   header.before(el("a", {class: "skip", href: "#log"}, "Skip to the log"));
   main.replaceChildren(facts, el("h2", {class: "sr"}, "Log"), earlier, log);
   main.after(end);
   end.onclick = () => scrollTo(0, bottom());
   addEventListener("scroll", offer, {passive: true});
-  follow(`${here}?follow`, begin, text => {
-    if (status === "queued") refresh().catch(() => {});
-    feed(text);
-  }, async () => {
-    drawWaiting();
-    if (live()) await refresh();
-    if (!live()) log.removeAttribute("aria-busy");
-    return !live();
-  });
-}
-
-async function start() {
-  while (!await refresh().then(() => true, () => false)) {
-    main.replaceChildren(el("p", null, "boop does not answer; trying again …"));
-    await sleep(2000);
-  }
-  if (here) startLog();
-  else follow("?follow", refresh, refresh, () => false);
 }
 setInterval(() => document.hidden
   || document.querySelectorAll("time").forEach(tick), 1000);
-start();
+follow();
 })();
 """
 
