@@ -2139,7 +2139,7 @@ PAGE = f"""\
 <link rel="icon" href="data:,">
 <link rel="stylesheet" href="ROOTboop.css?{VERSION}">
 <script src="ROOTboop.js?{VERSION}" defer></script>
-<body data-root="ROOT" data-status="none">
+<body data-root="ROOT">
 <svg class="sprite" width="0" height="0" aria-hidden="true">
 <symbol id="queued" viewBox="0 0 16 16"><circle class="ring" cx="8" cy="8" r="7"/>
 <path class="ring" d="M8 4.5V8l2.5 1.5"/></symbol>
@@ -2201,20 +2201,19 @@ h2 { font-size: .95rem; font-weight: 650; margin: 1.6rem 0 .6rem; }
 .cut { stroke: var(--panel); }
 .dim { opacity: .25; }
 @keyframes spin { to { transform: rotate(1turn); } }
-.queued { color: var(--queued); } .inprogress { color: var(--inprogress); }
-.success { color: var(--success); } .fail, .why { color: var(--fail); }
-.meta, figcaption, .when, dt { color: var(--muted); font-size: .875rem; }
-.meta a, .when time { color: inherit; }
-.meta a { text-decoration: underline; text-decoration-color: var(--line);
+.queued { --state: var(--queued); } .inprogress { --state: var(--inprogress); }
+.success { --state: var(--success); } .fail, .why { --state: var(--fail); }
+.icon, .st, .chart path, .rows .success, .why { color: var(--state); }
+.meta, figcaption, .when, dt, #earlier { color: var(--muted); font-size: .875rem; }
+.meta a { color: inherit; text-decoration: underline var(--line);
   text-underline-offset: 3px; }
 time { font-variant-numeric: tabular-nums; }
 time.ago { cursor: help; }
 
-.hero { display: flex; gap: 1.1rem; padding: 1.4rem 1.5rem; color: var(--text);
-  background: var(--panel); border: 1px solid var(--line); border-radius: 12px;
+.hero, .rows, #log { background: var(--panel); border: 1px solid var(--line);
+  border-radius: 12px; }
+.hero { display: flex; gap: 1.1rem; padding: 1.4rem 1.5rem;
   box-shadow: inset 5px 0 var(--state, transparent); }
-.hero.queued { --state: var(--queued); } .hero.success { --state: var(--success); }
-.hero.inprogress { --state: var(--inprogress); } .hero.fail { --state: var(--fail); }
 .hero > .icon { width: 2rem; height: 2rem; }
 .hero > div { flex: 1; min-width: 0; }
 .hero p { margin-top: .3rem; }
@@ -2228,8 +2227,7 @@ figure { flex: 0 1 22rem; align-self: end; text-align: right; }
 .steps { font: inherit; white-space: pre-wrap; }
 .steps code { background: var(--bg); padding: .1rem .35rem; border-radius: 4px; }
 
-.rows { list-style: none; padding: 0; background: var(--panel);
-  border: 1px solid var(--line); border-radius: 12px; overflow: hidden; }
+.rows { list-style: none; padding: 0; overflow: hidden; }
 .rows li { display: grid; grid-template-columns: 1.1rem 5.6rem 1fr auto; gap: .6rem;
   padding: .7rem 1.25rem; position: relative; }
 .rows li + li { border-top: 1px solid var(--line); }
@@ -2247,15 +2245,13 @@ figure { flex: 0 1 22rem; align-self: end; text-align: right; }
 .rest { font: inherit; white-space: pre-wrap; color: var(--muted); margin-top: .5rem;
   max-height: 12rem; overflow: auto; }
 dl { display: flex; flex-wrap: wrap; gap: .7rem 2rem; margin-top: .9rem; }
-dd { margin: 0; }
 .bar { position: sticky; top: 0; z-index: 2; max-width: none;
   background: var(--panel); border-bottom: 1px solid var(--line); }
 .bar ~ main { max-width: 90rem; }
 .bar > a, .bar > b { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .bar > a { flex: none; max-width: 25%; }
-#earlier { margin-top: 1.2rem; color: var(--muted); font-size: .875rem; }
+#earlier { margin-top: 1.2rem; }
 #log { --number: 4.2em; margin-top: 1.2rem; padding: .6rem 0; min-height: 4rem;
-  background: var(--panel); border: 1px solid var(--line); border-radius: 12px;
   overflow: clip; outline: 0; }
 #earlier:not(:empty) + #log { margin-top: .5rem; }
 #log div { position: relative; padding: 0 1rem 0 calc(var(--number) + 1em);
@@ -2297,12 +2293,16 @@ BOOP_JS = r"""// boop's page: it draws the JSON that programs get.
 "use strict";
 (() => {
 const $ = selector => document.querySelector(selector);
-const sleep = ms => new Promise(done => setTimeout(done, ms));
-const root = document.body.dataset.root;  // leads to the list
-let here = root === "./" ? "" : location.pathname.split("/").pop();  // 7, latest
-let status = "none";  // of what the page is about
-const live = () => status === "queued" || status === "inprogress";
 const header = $("header"), main = $("main");
+const page = document.body.dataset;  // root: leads to the list; status: what is shown
+let here = page.root === "./" ? "" : location.pathname.split("/").pop();  // 7, latest
+const live = () => page.status === "queued" || page.status === "inprogress";
+const get = async url => {  // ?text and ?follow are text all the same
+  const asked = {headers: {Accept: "application/json"}, cache: "no-store"};
+  const answer = await fetch(url, asked);
+  if (!answer.ok) throw Error(answer.status);
+  return answer;
+};
 
 // Elements. Of their attributes and children, what is empty is left out.
 function element(namespace, tag, attributes, ...children) {
@@ -2316,7 +2316,6 @@ const el = (...of) => element("1999/xhtml", ...of);
 const svg = (...of) => element("2000/svg", ...of);
 const icon = status => svg("svg", {class: `icon ${status}`, "aria-hidden": "true"},
   svg("use", {href: `#${status}`}));
-const joined = parts => parts.filter(Boolean).flatMap((p, i) => i ? [" · ", p] : [p]);
 
 // A text's first line, with "?" for what could fool a reader.
 const shown = text => (text ?? "").trim().split("\n")[0]
@@ -2343,19 +2342,18 @@ function tick(time) {
 }
 const moment = at => tick(el("time", {class: "ago", datetime: at,
   title: `${at.slice(0, 19).replace("T", " ")} UTC`}));
-const ran = d => d.status === "inprogress" && d.started_at
+const ran = d => d.status === "inprogress"
   ? tick(el("time", {class: "run", datetime: d.started_at}))
   : d.duration !== null && took(d.duration);
 
 // What a record says, in words
-const LABELS = {queued: "queued", inprogress: "in progress", success: "success",
-  fail: "failed"};
-const GLYPHS = {queued: "○", inprogress: "▶", success: "✓", fail: "✗"};
-const HEADLINES = {queued: "Waiting to deploy", inprogress: "Deploying",
-  success: "The site is live", fail: "The last deployment failed"};
+const STATES = {queued: ["○", "queued", "Waiting to deploy"],
+  inprogress: ["▶", "in progress", "Deploying"],
+  success: ["✓", "success", "The site is live"],
+  fail: ["✗", "failed", "The last deployment failed"]};
 const TRIGGERS = {push: "pushed", "catch-up": "caught up", manual: "by hand",
   poll: "polled", interrupted: "run again after an interruption"};
-const label = d => `#${d.number} ${LABELS[d.status]}`;
+const label = d => `#${d.number} ${STATES[d.status][1]}`;
 const siteName = d =>  // https://github.com/ada/site.git -> site
   shown(d.repo).replace(/(\.git)?\/*$/, "").split("/").pop() || "site";
 const what = d => shown(d.message) || `${TRIGGERS[d.trigger] ?? shown(d.trigger)}: `
@@ -2393,7 +2391,8 @@ function drawList(ds) {
     el("ol", {class: "rows"}, ds.slice(0, ROWS).map(d => row(d, ds, several))),
     el("p", null, ds.length > ROWS && el("a", {href: "?text"},
       `all as text, ${ds.length - ROWS} older ones too`))));
-  show(d, `${GLYPHS[d.status]} ${LABELS[d.status]} · ${name}`);
+  const [glyph, word] = STATES[d.status];
+  show(d, `${glyph} ${word} · ${name}`);
 }
 const liveOf = (d, ds) => ds.find(old => old.status === "success"
   && old.repo === d.repo && old.branch === d.branch);
@@ -2404,7 +2403,7 @@ function hero(d, ds) {
     : [moment(d.finished_at), time && `, took ${time}`];
   return el("section", {class: `hero ${d.status}`, "aria-label": "State"},
     icon(d.status), el("div", null, el("div", {class: "state"},
-      el("h1", null, HEADLINES[d.status]), visit(shows)), why(d),
+      el("h1", null, STATES[d.status][2]), visit(shows)), why(d),
       el("p", null, to(d, `#${d.number}`), ` ${what(d)}`),
       el("p", {class: "meta"}, when, shows && shows !== d
         && [" · the site shows ", to(shows, `#${shows.number}`), ", ",
@@ -2413,11 +2412,11 @@ function hero(d, ds) {
 function row(d, ds, several) {
   const facts = [several && siteName(d), el("span", null, shown(d.branch)), commit(d),
     shown(d.author), d.pushes > 1 ? `${d.pushes} pushes` : shown(d.trigger),
-    liveOf(d, ds) === d && el("b", {class: "success"}, "live")];
+    liveOf(d, ds) === d && el("b", {class: "success"}, "live")].filter(Boolean);
   return el("li", null, icon(d.status),
-    el("span", {class: `st ${d.status}`}, LABELS[d.status]),
+    el("span", {class: `st ${d.status}`}, STATES[d.status][1]),
     el("div", null, to(d, el("i", null, `#${d.number}`), ` ${what(d)}`),
-      el("p", {class: "meta"}, joined(facts)), why(d)),
+      el("p", {class: "meta"}, facts.flatMap((fact, i) => [i && " · ", fact])), why(d)),
     el("p", {class: "when"}, moment(d.queued_at), el("br"), el("span", null, ran(d))));
 }
 
@@ -2435,16 +2434,16 @@ function chart(ds) {
     return svg("a", link, svg("title", null, `${label(d)}, ${took(d.duration)}`),
       svg("path", bar));
   });
-  const size = {width: 6 * runs.length, height: HEIGHT};
-  return el("figure", null, svg("svg", {class: "chart", "aria-hidden": "true",
-    viewBox: `0 0 ${size.width} ${HEIGHT}`, ...size}, bars),
+  const width = 6 * runs.length;
+  return el("figure", null, svg("svg", {class: "chart", "aria-hidden": "true", width,
+    height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`}, bars),
   el("figcaption", null, `Last ${runs.length} runs: median ${took(median)}, `
     + `longest ${took(longest)}`));
 }
 
 // Nothing yet: the text that curl gets. What stands between backticks is code.
 async function drawEmpty() {
-  const text = await (await fetch("?text", {cache: "no-store"})).text();
+  const text = await (await get("?text")).text();
   const words = text.trim().replace("this address with `/deploy`",
     `\`${new URL("deploy", location)}\``).split("`");
   header.replaceChildren(el("b", null, "boop"));
@@ -2463,33 +2462,31 @@ function drawLog(ds) {  // newest first
   if (!d) return;  // removed by now: what was drawn stays
   here = String(d.number);  // a later one may be the latest when this one ends
   const name = siteName(d);
-  header.replaceChildren(el("a", {href: root}, name), icon(d.status),
+  header.replaceChildren(el("a", {href: page.root}, name), icon(d.status),
     el("b", null, label(d)), el("span", {class: "by"}, ran(d)),
     el("nav", {"aria-label": "Deployments"},
       beside(older, "prev", "← "), beside(newer, "next", "", " →"),
       el("a", {href: `${here}?text`}, "plain text")));
-  const rest = (d.message ?? "").trim().split("\n").slice(1).join("\n").trim();
-  const terms = Object.entries(termsOf(d)).filter(([, value]) => value);
+  const [, ...rest] = (d.message ?? "").trim().split("\n").map(shown);
+  const terms = {Branch: shown(d.branch), Commit: commit(d), Author: shown(d.author),
+    Trigger: shown(d.trigger), Pushes: d.pushes > 1 && `${d.pushes}`,
+    Queued: moment(d.queued_at), Waited: d.started_at
+      && took((Date.parse(d.started_at) - Date.parse(d.queued_at)) / 1000),
+    Ran: ran(d), Repository: shown(d.repo)};
   facts.replaceChildren(el("h1", null, what(d)), why(d) || "",
-    rest && el("pre", {class: "rest"}, rest.split("\n").map(shown).join("\n")),
-    el("dl", null, terms.map(([name, value]) =>
-      el("div", null, el("dt", null, name), el("dd", null, value)))));
-  show(d, `${GLYPHS[d.status]} ${label(d)} · ${name}`);
+    rest.length ? el("pre", {class: "rest"}, rest.join("\n").trim()) : "",
+    el("dl", null, Object.entries(terms).map(([name, value]) => value
+      && el("div", null, el("dt", null, name), el("dd", null, value)))));
+  show(d, `${STATES[d.status][0]} ${label(d)} · ${name}`);
 }
 const beside = (d, rel, before, after) => d && el("a", {href: `${d.number}`, rel,
   "aria-label": `#${d.number}`}, before, el("span", null, `#${d.number}`), after);
-const termsOf = d => ({
-  Branch: shown(d.branch), Commit: commit(d), Author: shown(d.author),
-  Trigger: shown(d.trigger), Pushes: d.pushes > 1 && `${d.pushes}`,
-  Queued: moment(d.queued_at),
-  Waited: d.started_at && took((new Date(d.started_at) - new Date(d.queued_at)) / 1000),
-  Ran: ran(d), Repository: shown(d.repo)});
 
 // The state, where the page's reader is not looking: tab, icon, screen reader
 let said;
 function show(d, title) {
   document.title = title;
-  status = document.body.dataset.status = d?.status ?? "none";
+  const status = page.status = d?.status ?? "none";
   const color = getComputedStyle(main).getPropertyValue(`--${status}`) || "gray";
   const shape = $(`symbol#${status}`)?.innerHTML ?? "<circle cx='8' cy='8' r='8'/>";
   const image = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'><style>"
@@ -2505,10 +2502,7 @@ function show(d, title) {
 
 // Fetch and draw again, without losing place or focus.
 async function refresh() {
-  const asked = {headers: {Accept: "application/json"}, cache: "no-store"};
-  const answer = await fetch(root, asked);
-  if (!answer.ok) throw Error(answer.status);
-  const {deployments} = await answer.json();
+  const {deployments} = await (await get(page.root)).json();
   const focus = document.activeElement?.getAttribute("href");
   const within = document.activeElement?.closest(".rows") ? ".rows " : "";
   if (here) drawLog(deployments);
@@ -2524,14 +2518,13 @@ async function follow() {
   for (let pause = 500; ; pause = Math.min(pause * 2, 30000)) {
     try {
       await refresh();
-      const answer = await fetch(`${here}?follow`, {cache: "no-store"});
-      if (!answer.ok) throw Error(answer.status);
+      const {body} = await get(`${here}?follow`);
       if (here) begin();
       else await refresh();  // something may have changed just before
-      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      const reader = body.pipeThrough(new TextDecoderStream()).getReader();
       for (let got; !(got = await reader.read()).done; pause = 500) {
         if (here) feed(got.value);
-        if (!here || status === "queued") await refresh();
+        if (!here || page.status === "queued") await refresh();
       }
       await refresh();
       if (here && !live()) break;
@@ -2540,7 +2533,7 @@ async function follow() {
       if (!header.firstChild)  // nothing is drawn yet
         header.append("boop does not answer; trying again …");
     }
-    await sleep(pause);
+    await new Promise(done => setTimeout(done, pause));
   }
   drawLines();
   log.removeAttribute("aria-busy");
@@ -2580,12 +2573,11 @@ function lineOf(raw, number, pen) {
 // memory are characters, and as much as 200 a line's elements, as 30 an escape's.
 const MOST = 1e6, LONG = 2000;  // characters of a log, and of a line
 const weight = raw => Math.max(200, raw.length + 30 * (raw.split("\x1b").length - 1));
-let lines, first, next, pen, partial, timer;  // first: of lines; next: to be drawn
+let lines, first, next, pen;  // first: of lines; next: to be drawn, with that pen
+let partial, timer;
 function begin() {
-  clearTimeout(timer);
   log.replaceChildren();
-  [lines, first, next, partial, timer] = [[""], 1, 1, null, 0];
-  pen = {bold: "", color: ""};
+  [lines, first, next, pen] = [[""], 1, 1, {bold: "", color: ""}];
 }
 const cut = raw =>  // less what was drawn over, and what is too long to be shown
   raw.slice(raw.lastIndexOf("\r", raw.length - 2) + 1).slice(0, LONG + 1);
@@ -2603,8 +2595,8 @@ function drawLines() {
   lines.splice(0, gone);
   first += gone;
   partial?.remove();
-  while (log.childElementCount > Math.max(0, next - first)) log.firstChild.remove();
   next = Math.max(next, first);
+  while (log.childElementCount > next - first) log.firstChild.remove();
   for (; next < first + lines.length - 1; next++)
     log.append(lineOf(lines[next - first], next, pen));
   partial = lines.at(-1) ? lineOf(lines.at(-1), next, {...pen}) : null;
