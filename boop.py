@@ -1366,10 +1366,10 @@ class Origin:
                 self._head = self._head if branch else found
             except OSError as error:
                 why = error.strerror or str(error)
-            if why != self.why and not self._stopped:
+            was, self.why = self.why, why
+            if why != was and not self._stopped:
                 again = f"{self._settings.repo} can be reached again"
                 say(why or again, WARNING if why else INFO)
-            self.why = why
         return tip
 
     def find(self, branch: str) -> tuple[str, str]:
@@ -2095,7 +2095,7 @@ PAGE = f"""\
 <link rel="icon" href="data:,">
 <link rel="stylesheet" href="ROOTboop.css?{VERSION}">
 <script src="ROOTboop.js?{VERSION}" defer></script>
-<body data-root="ROOT" data-status="none">
+<body data-root="ROOT">
 <svg class="sprite" width="0" height="0" aria-hidden="true">
 <symbol id="queued" viewBox="0 0 16 16"><circle class="ring" cx="8" cy="8" r="7"/>
 <path class="ring" d="M8 4.5V8l2.5 1.5"/></symbol>
@@ -2157,20 +2157,19 @@ h2 { font-size: .95rem; font-weight: 650; margin: 1.6rem 0 .6rem; }
 .cut { stroke: var(--panel); }
 .dim { opacity: .25; }
 @keyframes spin { to { transform: rotate(1turn); } }
-.queued { color: var(--queued); } .inprogress { color: var(--inprogress); }
-.success { color: var(--success); } .fail, .why { color: var(--fail); }
-.meta, figcaption, .when, dt { color: var(--muted); font-size: .875rem; }
-.meta a, .when time { color: inherit; }
-.meta a { text-decoration: underline; text-decoration-color: var(--line);
+.queued { --state: var(--queued); } .inprogress { --state: var(--inprogress); }
+.success { --state: var(--success); } .fail, .why { --state: var(--fail); }
+.icon, .st, .chart path, .rows .success, .why { color: var(--state); }
+.meta, figcaption, .when, dt, #earlier { color: var(--muted); font-size: .875rem; }
+.meta a { color: inherit; text-decoration: underline var(--line);
   text-underline-offset: 3px; }
 time { font-variant-numeric: tabular-nums; }
 time.ago { cursor: help; }
 
-.hero { display: flex; gap: 1.1rem; padding: 1.4rem 1.5rem; color: var(--text);
-  background: var(--panel); border: 1px solid var(--line); border-radius: 12px;
+.hero, .rows, #log { background: var(--panel); border: 1px solid var(--line);
+  border-radius: 12px; }
+.hero { display: flex; gap: 1.1rem; padding: 1.4rem 1.5rem;
   box-shadow: inset 5px 0 var(--state, transparent); }
-.hero.queued { --state: var(--queued); } .hero.success { --state: var(--success); }
-.hero.inprogress { --state: var(--inprogress); } .hero.fail { --state: var(--fail); }
 .hero > .icon { width: 2rem; height: 2rem; }
 .hero > div { flex: 1; min-width: 0; }
 .hero p { margin-top: .3rem; }
@@ -2184,8 +2183,7 @@ figure { flex: 0 1 22rem; align-self: end; text-align: right; }
 .steps { font: inherit; white-space: pre-wrap; }
 .steps code { background: var(--bg); padding: .1rem .35rem; border-radius: 4px; }
 
-.rows { list-style: none; padding: 0; background: var(--panel);
-  border: 1px solid var(--line); border-radius: 12px; overflow: hidden; }
+.rows { list-style: none; padding: 0; overflow: hidden; }
 .rows li { display: grid; grid-template-columns: 1.1rem 5.6rem 1fr auto; gap: .6rem;
   padding: .7rem 1.25rem; position: relative; }
 .rows li + li { border-top: 1px solid var(--line); }
@@ -2203,15 +2201,13 @@ figure { flex: 0 1 22rem; align-self: end; text-align: right; }
 .rest { font: inherit; white-space: pre-wrap; color: var(--muted); margin-top: .5rem;
   max-height: 12rem; overflow: auto; }
 dl { display: flex; flex-wrap: wrap; gap: .7rem 2rem; margin-top: .9rem; }
-dd { margin: 0; }
 .bar { position: sticky; top: 0; z-index: 2; max-width: none;
   background: var(--panel); border-bottom: 1px solid var(--line); }
 .bar ~ main { max-width: 90rem; }
 .bar > a, .bar > b { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .bar > a { flex: none; max-width: 25%; }
-#earlier { margin-top: 1.2rem; color: var(--muted); font-size: .875rem; }
+#earlier { margin-top: 1.2rem; }
 #log { --number: 4.2em; margin-top: 1.2rem; padding: .6rem 0; min-height: 4rem;
-  background: var(--panel); border: 1px solid var(--line); border-radius: 12px;
   overflow: clip; outline: 0; }
 #earlier:not(:empty) + #log { margin-top: .5rem; }
 #log div { position: relative; padding: 0 1rem 0 calc(var(--number) + 1em);
@@ -2253,12 +2249,16 @@ BOOP_JS = r"""// boop's page: it draws the JSON that programs get.
 "use strict";
 (() => {
 const $ = selector => document.querySelector(selector);
-const sleep = ms => new Promise(done => setTimeout(done, ms));
-const root = document.body.dataset.root;  // leads to the list
-let here = root === "./" ? "" : location.pathname.split("/").pop();  // 7, latest
-let status = "none";  // of what the page is about
-const live = () => status === "queued" || status === "inprogress";
 const header = $("header"), main = $("main");
+const page = document.body.dataset;  // root: leads to the list; status: what is shown
+let here = page.root === "./" ? "" : location.pathname.split("/").pop();  // 7, latest
+const live = () => page.status === "queued" || page.status === "inprogress";
+const get = async url => {  // ?text and ?follow are text all the same
+  const asked = {headers: {Accept: "application/json"}, cache: "no-store"};
+  const answer = await fetch(url, asked);
+  if (!answer.ok) throw Error(answer.status);
+  return answer;
+};
 
 // Elements. Of their attributes and children, what is empty is left out.
 function element(namespace, tag, attributes, ...children) {
@@ -2272,7 +2272,6 @@ const el = (...of) => element("1999/xhtml", ...of);
 const svg = (...of) => element("2000/svg", ...of);
 const icon = status => svg("svg", {class: `icon ${status}`, "aria-hidden": "true"},
   svg("use", {href: `#${status}`}));
-const joined = parts => parts.filter(Boolean).flatMap((p, i) => i ? [" · ", p] : [p]);
 
 // A text's first line, with "?" for what could fool a reader.
 const shown = text => (text ?? "").trim().split("\n")[0]
@@ -2299,19 +2298,18 @@ function tick(time) {
 }
 const moment = at => tick(el("time", {class: "ago", datetime: at,
   title: `${at.slice(0, 19).replace("T", " ")} UTC`}));
-const ran = d => d.status === "inprogress" && d.started_at
+const ran = d => d.status === "inprogress"
   ? tick(el("time", {class: "run", datetime: d.started_at}))
   : d.duration !== null && took(d.duration);
 
 // What a record says, in words
-const LABELS = {queued: "queued", inprogress: "in progress", success: "success",
-  fail: "failed"};
-const GLYPHS = {queued: "○", inprogress: "▶", success: "✓", fail: "✗"};
-const HEADLINES = {queued: "Waiting to deploy", inprogress: "Deploying",
-  success: "The site is live", fail: "The last deployment failed"};
+const STATES = {queued: ["○", "queued", "Waiting to deploy"],
+  inprogress: ["▶", "in progress", "Deploying"],
+  success: ["✓", "success", "The site is live"],
+  fail: ["✗", "failed", "The last deployment failed"]};
 const TRIGGERS = {push: "pushed", "catch-up": "caught up", manual: "by hand",
   poll: "polled", interrupted: "run again after an interruption"};
-const label = d => `#${d.number} ${LABELS[d.status]}`;
+const label = d => `#${d.number} ${STATES[d.status][1]}`;
 const siteName = d =>  // https://github.com/ada/site.git -> site
   shown(d.repo).replace(/(\.git)?\/*$/, "").split("/").pop() || "site";
 const what = d => shown(d.message) || `${TRIGGERS[d.trigger] ?? shown(d.trigger)}: `
@@ -2349,7 +2347,8 @@ function drawList(ds) {
     el("ol", {class: "rows"}, ds.slice(0, ROWS).map(d => row(d, ds, several))),
     el("p", null, ds.length > ROWS && el("a", {href: "?text"},
       `all as text, ${ds.length - ROWS} older ones too`))));
-  show(d, `${GLYPHS[d.status]} ${LABELS[d.status]} · ${name}`);
+  const [glyph, word] = STATES[d.status];
+  show(d, `${glyph} ${word} · ${name}`);
 }
 const liveOf = (d, ds) => ds.find(old => old.status === "success"
   && old.repo === d.repo && old.branch === d.branch);
@@ -2360,7 +2359,7 @@ function hero(d, ds) {
     : [moment(d.finished_at), time && `, took ${time}`];
   return el("section", {class: `hero ${d.status}`, "aria-label": "State"},
     icon(d.status), el("div", null, el("div", {class: "state"},
-      el("h1", null, HEADLINES[d.status]), visit(shows)), why(d),
+      el("h1", null, STATES[d.status][2]), visit(shows)), why(d),
       el("p", null, to(d, `#${d.number}`), ` ${what(d)}`),
       el("p", {class: "meta"}, when, shows && shows !== d
         && [" · the site shows ", to(shows, `#${shows.number}`), ", ",
@@ -2369,11 +2368,11 @@ function hero(d, ds) {
 function row(d, ds, several) {
   const facts = [several && siteName(d), el("span", null, shown(d.branch)), commit(d),
     shown(d.author), d.pushes > 1 ? `${d.pushes} pushes` : shown(d.trigger),
-    liveOf(d, ds) === d && el("b", {class: "success"}, "live")];
+    liveOf(d, ds) === d && el("b", {class: "success"}, "live")].filter(Boolean);
   return el("li", null, icon(d.status),
-    el("span", {class: `st ${d.status}`}, LABELS[d.status]),
+    el("span", {class: `st ${d.status}`}, STATES[d.status][1]),
     el("div", null, to(d, el("i", null, `#${d.number}`), ` ${what(d)}`),
-      el("p", {class: "meta"}, joined(facts)), why(d)),
+      el("p", {class: "meta"}, facts.flatMap((fact, i) => [i && " · ", fact])), why(d)),
     el("p", {class: "when"}, moment(d.queued_at), el("br"), el("span", null, ran(d))));
 }
 
@@ -2391,16 +2390,16 @@ function chart(ds) {
     return svg("a", link, svg("title", null, `${label(d)}, ${took(d.duration)}`),
       svg("path", bar));
   });
-  const size = {width: 6 * runs.length, height: HEIGHT};
-  return el("figure", null, svg("svg", {class: "chart", "aria-hidden": "true",
-    viewBox: `0 0 ${size.width} ${HEIGHT}`, ...size}, bars),
+  const width = 6 * runs.length;
+  return el("figure", null, svg("svg", {class: "chart", "aria-hidden": "true", width,
+    height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`}, bars),
   el("figcaption", null, `Last ${runs.length} runs: median ${took(median)}, `
     + `longest ${took(longest)}`));
 }
 
 // Nothing yet: the text that curl gets. What stands between backticks is code.
 async function drawEmpty() {
-  const text = await (await fetch("?text", {cache: "no-store"})).text();
+  const text = await (await get("?text")).text();
   const words = text.trim().replace("this address with `/deploy`",
     `\`${new URL("deploy", location)}\``).split("`");
   header.replaceChildren(el("b", null, "boop"));
@@ -2410,7 +2409,7 @@ async function drawEmpty() {
 }
 
 // A log: what stays in sight, then the facts, then the log itself
-const facts = el("section");
+const facts = el("section"), earlier = el("p", {id: "earlier"});
 const log = el("div", {id: "log", tabindex: "-1", "aria-busy": "true"});
 const end = el("button", {id: "end", type: "button", hidden: "hidden"}, "↓ End");
 function drawLog(ds) {  // newest first
@@ -2419,33 +2418,31 @@ function drawLog(ds) {  // newest first
   if (!d) return;  // removed by now: what was drawn stays
   here = String(d.number);  // a later one may be the latest when this one ends
   const name = siteName(d);
-  header.replaceChildren(el("a", {href: root}, name), icon(d.status),
+  header.replaceChildren(el("a", {href: page.root}, name), icon(d.status),
     el("b", null, label(d)), el("span", {class: "by"}, ran(d)),
     el("nav", {"aria-label": "Deployments"},
       beside(older, "prev", "← "), beside(newer, "next", "", " →"),
       el("a", {href: `${here}?text`}, "plain text")));
-  const rest = (d.message ?? "").trim().split("\n").slice(1).join("\n").trim();
-  const terms = Object.entries(termsOf(d)).filter(([, value]) => value);
+  const [, ...rest] = (d.message ?? "").trim().split("\n").map(shown);
+  const terms = {Branch: shown(d.branch), Commit: commit(d), Author: shown(d.author),
+    Trigger: shown(d.trigger), Pushes: d.pushes > 1 && `${d.pushes}`,
+    Queued: moment(d.queued_at), Waited: d.started_at
+      && took((Date.parse(d.started_at) - Date.parse(d.queued_at)) / 1000),
+    Ran: ran(d), Repository: shown(d.repo)};
   facts.replaceChildren(el("h1", null, what(d)), why(d) || "",
-    rest && el("pre", {class: "rest"}, rest.split("\n").map(shown).join("\n")),
-    el("dl", null, terms.map(([name, value]) =>
-      el("div", null, el("dt", null, name), el("dd", null, value)))));
-  show(d, `${GLYPHS[d.status]} ${label(d)} · ${name}`);
+    rest.length ? el("pre", {class: "rest"}, rest.join("\n").trim()) : "",
+    el("dl", null, Object.entries(terms).map(([name, value]) => value
+      && el("div", null, el("dt", null, name), el("dd", null, value)))));
+  show(d, `${STATES[d.status][0]} ${label(d)} · ${name}`);
 }
 const beside = (d, rel, before, after) => d && el("a", {href: `${d.number}`, rel,
   "aria-label": `#${d.number}`}, before, el("span", null, `#${d.number}`), after);
-const termsOf = d => ({
-  Branch: shown(d.branch), Commit: commit(d), Author: shown(d.author),
-  Trigger: shown(d.trigger), Pushes: d.pushes > 1 && `${d.pushes}`,
-  Queued: moment(d.queued_at),
-  Waited: d.started_at && took((new Date(d.started_at) - new Date(d.queued_at)) / 1000),
-  Ran: ran(d), Repository: shown(d.repo)});
 
 // The state, where the page's reader is not looking: tab, icon, screen reader
 let said;
 function show(d, title) {
   document.title = title;
-  status = document.body.dataset.status = d?.status ?? "none";
+  const status = page.status = d?.status ?? "none";
   const color = getComputedStyle(main).getPropertyValue(`--${status}`) || "gray";
   const shape = $(`symbol#${status}`)?.innerHTML ?? "<circle cx='8' cy='8' r='8'/>";
   const image = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'><style>"
@@ -2461,10 +2458,7 @@ function show(d, title) {
 
 // Fetch and draw again, without losing place or focus.
 async function refresh() {
-  const asked = {headers: {Accept: "application/json"}, cache: "no-store"};
-  const answer = await fetch(root, asked);
-  if (!answer.ok) throw Error(answer.status);
-  const {deployments} = await answer.json();
+  const {deployments} = await (await get(page.root)).json();
   const focus = document.activeElement?.getAttribute("href");
   const within = document.activeElement?.closest(".rows") ? ".rows " : "";
   if (here) drawLog(deployments);
@@ -2475,134 +2469,115 @@ async function refresh() {
       ?.focus({preventScroll: true});
 }
 
-// Follow a stream, from its beginning, until over(); boop's restarts are waited out.
-async function follow(url, begin, take, over) {
+// Draw, follow, draw again; a log's end is the end. boop's restarts are waited out.
+async function follow() {
   for (let pause = 500; ; pause = Math.min(pause * 2, 30000)) {
     try {
-      const answer = await fetch(url, {cache: "no-store"});
-      if (!answer.ok) throw Error(answer.status);
-      await begin();
-      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-      for (let got; !(got = await reader.read()).done; pause = 500)
-        await take(got.value);
-      if (await over()) return;
+      await refresh();
+      const {body} = await get(`${here}?follow`);
+      if (here) begin();
+      else await refresh();  // something may have changed just before
+      const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let got; !(got = await reader.read()).done; pause = 500) {
+        if (here) feed(got.value);
+        if (!here || page.status === "queued") await refresh();
+      }
+      await refresh();
+      if (here && !live()) break;
     } catch (error) {
       console.info(`boop: ${error.message}; trying again`);
+      if (!header.firstChild)  // nothing is drawn yet
+        header.append("boop does not answer; trying again …");
     }
-    await sleep(pause);
+    await new Promise(done => setTimeout(done, pause));
   }
+  drawLines();
+  log.removeAttribute("aria-busy");
 }
 
 // ANSI: the eight colours and bold become classes; every other escape is swallowed.
-const ESCAPE = new RegExp(String.raw`\x1b(?:\[([\d;:]*)m|\[[0-?]*[ -/]*[@-~]`
-  + String.raw`|\][^\x07\x1b]*(?:\x07|\x1b\\)|[PX^_][^\x1b]*\x1b\\|[ -/]*[0-~])`
-  + String.raw`|[\x00-\x08\x0b-\x1f\x7f-\x9f]`, "g");
-const LONG = 2000, PIECES = 6;  // characters of a line, and how many pieces of colour
-let bold = "", color = "";  // of what comes next
-function sgr(codes) {
+const SGR = /\x1b\[([\d;:]*)m/;
+const SWALLOWED = new RegExp(String.raw`(?!${SGR.source})\x1b(?:\[[0-?]*[ -/]*[@-~]`
+  + String.raw`|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])?`
+  + String.raw`|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]`, "g");
+function sgr(codes, pen) {
   for (const code of codes.split(/[;:]/).map(Number)) {
     if (code === 38 || code === 48) return;  // one of 256, or of 16 million
-    if (code === 0 || code === 22) bold = "";
-    if (code === 0 || code === 39) color = "";
-    if (code === 1) bold = "bold ";
-    if (code >= 30 && code < 38 || code >= 90 && code < 98) color = `c${code % 10}`;
+    if (code === 0 || code === 22) pen.bold = "";
+    if (code === 0 || code === 39) pen.color = "";
+    if (code === 1) pen.bold = "bold ";
+    if (code >= 30 && code < 38 || code >= 90 && code < 98) pen.color = `c${code % 10}`;
   }
 }
-function lineOf(raw, number) {
+function lineOf(raw, number, pen) {
   const line = el("div", {id: `L${number}`},
     el("a", {href: `#L${number}`, "data-n": `${number}`, tabindex: "-1"}));
-  let left = LONG, pieces = PIECES;
-  raw.replace(/\r+$/, "").split(ESCAPE).forEach((part, i) => {
-    if (i % 2 && part !== undefined) sgr(part);
-    if (i % 2 || !part || left <= 0) return;
-    const text = part.length > left ? `${part.slice(0, left)}…` : part;
-    const style = pieces-- > 0 && `${bold}${color}`;
-    if (!style && line.lastChild instanceof Text) line.lastChild.appendData(text);
-    else line.append(style ? el("span", {class: style}, text) : text);
-    left -= part.length;
+  const text = raw.slice(0, LONG).replace(/\r+$/, "").replace(SWALLOWED, "");
+  text.split(SGR).forEach((part, i) => {
+    const style = pen.bold + pen.color;
+    if (i % 2) sgr(part, pen);
+    else if (part) line.append(style ? el("span", {class: style}, part) : part);
   });
+  if (raw.length > LONG) {
+    line.append("…");
+    sgr("0", pen);  // what would have ended a colour may be cut off
+  }
   return line;
 }
 
-// Lines: the last ones of a log, so that none is too much for the browser.
-const LINES = 5000, MANY = 1e6;  // and as many characters
-const earlier = el("p", {id: "earlier"});
-let waiting, rest, count, size, partial, timer;
+// Lines: of a log the last ones, so that none is too much for the browser. What costs
+// memory are characters, and as much as 200 a line's elements, as 30 an escape's.
+const MOST = 1e6, LONG = 2000;  // characters of a log, and of a line
+const weight = raw => Math.max(200, raw.length + 30 * (raw.split("\x1b").length - 1));
+let lines, first, next, pen;  // first: of lines; next: to be drawn, with that pen
+let partial, timer;
 function begin() {
-  clearTimeout(timer);
   log.replaceChildren();
-  [waiting, rest, count, size, partial, timer] = [[], "", 0, 0, null, 0];
-  bold = color = "";
+  [lines, first, next, pen] = [[""], 1, 1, {bold: "", color: ""}];
 }
 const cut = raw =>  // less what was drawn over, and what is too long to be shown
-  raw.slice(raw.lastIndexOf("\r", raw.length - 2) + 1).slice(0, 5 * LONG);
+  raw.slice(raw.lastIndexOf("\r", raw.length - 2) + 1).slice(0, LONG + 1);
 function feed(text) {
-  const whole = (rest + text).split("\n");
-  rest = cut(whole.pop());
-  waiting = waiting.concat(whole);
-  count += waiting.splice(0, waiting.length - LINES).length;
-  timer ||= setTimeout(drawWaiting, 30);
+  lines = lines.concat((lines.pop() + text).split("\n").map(cut));
+  timer ||= setTimeout(drawLines, 30);
 }
 const bottom = () => document.documentElement.scrollHeight - innerHeight;
 const offer = () => { end.hidden = bottom() - scrollY < innerHeight / 2; };
-function drawWaiting() {
+function drawLines() {
   const stuck = live() && bottom() - scrollY < 30;  // scrolled up it is left alone
   timer = 0;
+  let gone = lines.length;
+  for (let room = MOST; gone && room > 0; gone--) room -= weight(lines[gone - 1]);
+  lines.splice(0, gone);
+  first += gone;
   partial?.remove();
-  for (const raw of waiting.splice(0)) {
-    const line = lineOf(cut(raw), ++count);
-    log.append(line);
-    size += line.textContent.length;
-  }
-  const pen = [bold, color];
-  partial = rest ? lineOf(rest, count + 1) : null;
-  [bold, color] = pen;
-  log.append(...partial ? [partial] : []);
-  while (log.childElementCount > LINES || size > MANY && log.firstChild !== partial) {
-    size -= log.firstChild.textContent.length;
-    log.firstChild.remove();
-  }
-  const gone = (log.firstChild?.firstChild.dataset.n ?? 1) - 1;
-  if (gone) earlier.replaceChildren(`… ${gone.toLocaleString("en")} earlier lines: `,
+  next = Math.max(next, first);
+  while (log.childElementCount > next - first) log.firstChild.remove();
+  for (; next < first + lines.length - 1; next++)
+    log.append(lineOf(lines[next - first], next, pen));
+  partial = lines.at(-1) ? lineOf(lines.at(-1), next, {...pen}) : null;
+  if (partial) log.append(partial);
+  if (first > 1) earlier.replaceChildren(
+    `… ${(first - 1).toLocaleString("en")} earlier lines: `,
     el("a", {href: `${here}?text`}, "as text"));
   if (stuck) scrollTo(0, bottom());
-  if (aim && document.getElementById(aim)) {
-    location.replace(`#${aim}`);  // now that it is there, the browser finds it
-    aim = "";
-  }
+  const aim = document.getElementById(location.hash.slice(1));
+  if (aim && !aim.matches(":target"))
+    location.replace(location.hash);  // now that it is there, the browser finds it
   offer();
 }
-let aim = location.hash.slice(1);
 
-function startLog() {
+if (here) {
   header.className = "bar";
   header.before(el("a", {class: "skip", href: "#log"}, "Skip to the log"));
   main.replaceChildren(facts, el("h2", {class: "sr"}, "Log"), earlier, log);
   main.after(end);
   end.onclick = () => scrollTo(0, bottom());
   addEventListener("scroll", offer, {passive: true});
-  follow(`${here}?follow`, begin, text => {
-    if (status === "queued") refresh().catch(() => {});
-    feed(text);
-  }, async () => {
-    drawWaiting();
-    if (live()) await refresh();
-    if (!live()) log.removeAttribute("aria-busy");
-    return !live();
-  });
-}
-
-async function start() {
-  while (!await refresh().then(() => true, () => false)) {
-    main.replaceChildren(el("p", null, "boop does not answer; trying again …"));
-    await sleep(2000);
-  }
-  if (here) startLog();
-  else follow("?follow", refresh, refresh, () => false);
 }
 setInterval(() => document.hidden
   || document.querySelectorAll("time").forEach(tick), 1000);
-start();
+follow();
 })();
 """
 
