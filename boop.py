@@ -1197,10 +1197,8 @@ class Deployments:
         """Replaces a deployment. What can't be written now is, once the disk takes
         records again; no promise hangs on it."""
         d = d._replace(**fields)
-        try:
+        with contextlib.suppress(OSError):  # which _append has said
             self._append(d)
-        except OSError:
-            pass  # _append has said it
         return self._put(d)  # last: who sees it finished, finds it so on the disk
 
     def _put(self, deployment: Deployment) -> Deployment:
@@ -1971,7 +1969,8 @@ def shown(text: str | None) -> str:
 
 def page(root: str) -> str:
     """The static page; `root`, "./" or "../", leads from its address to the list's."""
-    return PAGE.replace("ROOT", root)
+    edition = hmac.digest(BOOP_CSS.encode(), BOOP_JS.encode(), "sha256").hex()[:8]
+    return PAGE.replace("ROOT", root).replace("EDITION", edition)
 
 
 # Text: what `curl` shows. Times are UTC, and never relative.
@@ -2085,7 +2084,7 @@ boop_last_success_timestamp_seconds {unix_time(live) if live else 0}
 
 # The page, for the list and for a log. Each state has a shape of its own, not only a
 # colour. Links are relative: boop may live below any path of a reverse proxy.
-PAGE = f"""\
+PAGE = """\
 <!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -2093,8 +2092,8 @@ PAGE = f"""\
 <meta name="color-scheme" content="light dark">
 <title>boop</title>
 <link rel="icon" href="data:,">
-<link rel="stylesheet" href="ROOTboop.css?{VERSION}">
-<script src="ROOTboop.js?{VERSION}" defer></script>
+<link rel="stylesheet" href="ROOTboop.css?EDITION">
+<script src="ROOTboop.js?EDITION" defer></script>
 <body data-root="ROOT">
 <svg class="sprite" width="0" height="0" aria-hidden="true">
 <symbol id="queued" viewBox="0 0 16 16"><circle class="ring" cx="8" cy="8" r="7"/>
@@ -3036,11 +3035,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         while True:
             deployment = self.deployments.get(number)
             over = deployment is None or deployment.finished  # before the last look
-            try:
+            with contextlib.suppress(FileNotFoundError):  # it waits for its turn
                 with open(self.deployments.log_path(number), "rb", 0) as log:
                     at = self._write_file(log, at, os.fstat(log.fileno()).st_size)
-            except FileNotFoundError:
-                pass  # it waits for its turn
             if over:
                 return
             yield
@@ -3064,7 +3061,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._send(text, f"{TEXT}; version=0.0.4")
 
     def _asset(self, kind: str) -> None:
-        """GET /boop.css, /boop.js: never changed, as their address has the version."""
+        """GET /boop.css, /boop.js: each edition of them has an address of its own."""
         kinds = {"css": ("text/css", BOOP_CSS), "js": ("text/javascript", BOOP_JS)}
         media, text = kinds[kind]
         self._send(text, media, Cache_Control="max-age=31536000, immutable")
@@ -3212,10 +3209,8 @@ class Boop:
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
         say(f"boop {VERSION} listens on {address}, state in {s.state}")
         if not (os.isatty(1) or say.journal):  # where it would be read twice
-            try:
+            with contextlib.suppress(OSError):  # whoever started boop does not listen
                 os.write(1, f"{address}\n".encode())
-            except OSError:
-                pass  # whoever started boop does not listen
         what = f"{s.repo}, branch {s.branch or 'HEAD'}," if s.repo else ""
         say(f"deploys {what or 'whatever repository a push names'} with {s.script}")
         if not s.secret:
@@ -3274,11 +3269,10 @@ def deploy(settings: Settings, commit: str | None, force: bool) -> int:
     path = json.load(answer)["log"]
     log = call(settings, f"/{path}?follow")
     while data := log.read1(PIPE_BYTES):
-        try:
+        # Where nobody reads on, how it ends is the exit status all the same.
+        with contextlib.suppress(OSError):
             while data:
                 data = data[os.write(1, data) :]
-        except OSError:
-            pass  # nobody reads on: how it ends is the exit status all the same
     return int(json.load(call(settings, f"/{path}"))["status"] != "success")
 
 

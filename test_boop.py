@@ -1964,6 +1964,8 @@ class ByHand(Case):
             (["abc"], {}, "not a full commit id"),
             ([""], {}, "not a full commit id"),
             ([], {"BOOP_PORT": "1"}, "does not answer"),
+            (["--force", "1" * 40], {"BOOP_PORT": "1"}, "does not answer"),
+            (["--port", "1", "1" * 40], {}, "does not answer"),
         ):
             status, out, err = self.ask(b, *argv, **env)
             self.assertEqual((status, out, len(err.splitlines())), (1, "", 1), err)
@@ -3940,6 +3942,7 @@ class BadClients(Case):
             ("nothing", b"", []),
             ("a TLS hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9, []),
             ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [400]),
+            ("HTTP/0.9", get.replace(b"1.1", b"0.9") + b"\r\n", [400]),
             ("no path", b"GET\r\n\r\n", [400]),
             ("a long line", b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n", [431]),
             ("a long header", get + b"X: " + b"x" * 100_000, [431]),
