@@ -46,19 +46,19 @@ refuse() {                      # what looks like an accident needs an owner's w
   if [[ ${DEPLOY_FORCE:-} != 1 ]]; then die "$1: not published without DEPLOY_FORCE=1"; fi
 }
 try() {                         # try WHAT COMMAND...: its own first words say why it failed
-  local said=said.$BASHPID status=0
-  local noise='^(remote: *=*)?$|^(WARN|INFO|hint|[Ww]arning| {4}|[^ ]+: line [0-9]+: )'
-  { "${@:2}" 2>&1 >&3 | tee "$said" >&2; } 3>&1 || status=$?
-  if ((status == 0)); then return; fi
-  said=$(grep -vE "$noise" "$said" | head -n 1 | sed -E "
-    s#$work/(src/)?##g; s/^.*(failed|templates): (\"[^\"]+:[0-9]+:[0-9]+\": )/\2/
-    s/^(([Ee]rror|ERROR|fatal|remote)( [0-9/]+ [0-9:]+)?:? |[Ee]rror building site: )+//") || :
+  "${@:2}" 2>&1 | tee "said.$2" && return
+  local status=$? said
+  said=$(sed -E '/^(remote: *=*)?$|^(Start building|hugo v|Total in|WARN|INFO|hint|[Ww]arning)/d
+    s/^.*(failed|templates): ("[^"]+:[0-9]+:[0-9]+": )/\2/
+    s/^((remote|fatal|[Ee]rror|ERROR)( building site)?[ 0-9/:]* )+//
+    q' "said.$2")
+  said=${said//"$work/src/"/}
   die "$1: ${said:-exit status $status}"
 }
 report() {                      # report fetch "main at 1234abc": a line with the step's time
-  local now=${EPOCHREALTIME/./} tenths
-  tenths=$(((now - since + 50000) / 100000)) since=$now
-  printf '%-8s%4d.%d s  %s\n' "$1" $((tenths / 10)) $((tenths % 10)) "$2"
+  local now=${EPOCHREALTIME/./}
+  printf '%-8s%5.1f s  %s\n' "$1" "$((now - since))e-6" "$2"
+  since=$now
 }
 began=${EPOCHREALTIME/./} since=${EPOCHREALTIME/./}
 
@@ -102,14 +102,14 @@ list() {                        # what is published now: "size<tab>name" lines
   if [[ $bucket ]]; then        # but not "None", nor a console's "folder/"
     aws s3api list-objects-v2 --bucket "$bucket" --prefix "$prefix" \
       --query 'Contents[].[Size,Key]' --output text |
-      sed -nE "s/^([0-9]+\t).{${#prefix}}(.*[^/])\$/\1\2/p"
+      sed -nE "s/^([0-9]+\t).{${#prefix}}(.*[^/])\$/\1\2/p" >there
   else
     rm -rf -- "$target/.boop.new" && mkdir -p -- "$target" &&
-      find "$target" ! -type d -printf '%s\t%P\n'
+      find "$target" ! -type d -printf '%s\t%P\n' >there
   fi
 }
 # aws takes half a second to start: meanwhile, git and hugo work.
-try "cannot list $target" list >there & lister=$!
+try "cannot list $target" list & lister=$!
 trap 'kill "$lister" 2>/dev/null || :' EXIT
 
 # --- Fetch -------------------------------------------------------------------------------
@@ -177,15 +177,12 @@ find src -name .git -prune -o ! -type f ! -type d -print0 | while IFS= read -rd 
   printf 'left out: %q is no regular file%s\n' "${odd#src/}" "${hugo:+ of the repository}"
   rm -- "$odd"
 done
-build() {
-  hugo --source src --destination "$work/site" --cacheDir "${HUGO_CACHEDIR:-$work/cache}" 2>&1 |
-    { grep -vE '^$|^(Start building|Building sites|hugo v|Total in)|^ +.*\||^-+\+' || :; } >&2
-}
 if [[ $hugo ]]; then
   command -v hugo >/dev/null ||
     die 'this site needs hugo: apt install hugo, or https://gohugo.io/installation/'
   : >building
-  try 'hugo failed' build
+  try 'hugo failed' hugo --source src --destination "$work/site" \
+    --cacheDir "${HUGO_CACHEDIR:-$work/cache}"
   rm building
   pages=$({ grep -rLi --include='*.html' 'http-equiv="\?refresh' site || :; } | wc -l)
   if [[ ! -e site/index.html || $pages == 0 ]]; then      # an alias is no page
@@ -280,7 +277,7 @@ delete_objects() {              # 1000 names a request; a 200 may hold errors
     printf '{"Quiet": true, "Objects": [%s]}' "$(paste -sd , "$batch")" >"$batch.json"
     failed=$(aws s3api delete-objects --bucket "$bucket" --delete "file://$batch.json" \
       --query 'Errors[].[Code,Key]' --output text) || return
-    if [[ $failed != None ]]; then printf '%s\n' "$failed" >&2; return 1; fi
+    if [[ $failed != None ]]; then printf '%s\n' "$failed"; return 1; fi
   done
 }
 delete_files() {                # and the folders that they leave empty
@@ -293,6 +290,10 @@ swapped() {                     # has a file taken the place of a folder, or the
     if [[ -d $site/$name || -d $target/$name ]]; then return; fi
   done < <(cat changed gone)
   return 1
+}
+purge() {
+  aws cloudfront create-invalidation --distribution-id "$DEPLOY_CLOUDFRONT" \
+    --paths '/*' >/dev/null
 }
 delete() { if [[ $bucket ]]; then delete_objects; else delete_files; fi; }
 
@@ -315,8 +316,7 @@ if [[ -s changed || -s gone ]] || ! cmp -s "$manifest" manifest; then
   if [[ -s gone ]]; then try "cannot delete in $target" delete; fi
   report publish "$target"
   if [[ ${DEPLOY_CLOUDFRONT:-} ]]; then
-    try "cannot invalidate CloudFront's $DEPLOY_CLOUDFRONT" aws cloudfront create-invalidation \
-      --distribution-id "$DEPLOY_CLOUDFRONT" --paths '/*' >/dev/null
+    try "cannot invalidate CloudFront's $DEPLOY_CLOUDFRONT" purge
     report purge "CloudFront $DEPLOY_CLOUDFRONT"
   fi
 fi
