@@ -65,25 +65,77 @@ report() {                      # report fetch "main at 1234abc": with the step'
 began=${EPOCHREALTIME/./} since=$began
 
 # --- Where -----------------------------------------------------------------------------
-if [[ ! ${BOOP_REPO:-} ]]; then die 'BOOP_REPO is not set: which repository to deploy?'; fi
+if [[ ! ${BOOP_REPO:-} ]]; then die 'BOOP_REPO: which repository to deploy?'; fi
 repo=$BOOP_REPO branch=${BOOP_BRANCH:-}
 if [[ -d $repo ]]; then repo=$(realpath -- "$repo"); fi
 state=$(realpath -m -- "${BOOP_STATE:-${XDG_STATE_HOME:-$HOME/.local/state}/boop}")
-work=$state/work target=${DEPLOY_TO:-$state/public} bucket=''
-if [[ $target/ == \~/* ]]; then target=$HOME${target:1}; fi     # no shell has seen it yet
+work=$state/work target=${DEPLOY_TO:-$state/public}
+if [[ $target/ == \~/* ]]; then target=$HOME${target:1}; fi   # no shell has seen it yet
+
+aws() {                         # older versions do not know AWS_ENDPOINT_URL
+  local url=${AWS_ENDPOINT_URL:-}
+  if [[ $1 != cloudfront ]]; then url=${AWS_ENDPOINT_URL_S3:-$url}; fi
+  command aws ${url:+--endpoint-url "$url"} "$@"
+}
+pick() {                        # pick NAMES FOLDER: copies files of the site into it
+  (cd "$site" && xargs -d '\n' cp --parents "${@:3}" -t "$2" -- <"$work/$1")
+}
+# A target, be it a bucket or a folder, can do three things:
+#   list     "size<tab>name" lines of all that is there, to the file "there"
+#   put NAMES CACHE-CONTROL [CONTENT-TYPE]    publish the site's files that a file names
+#   delete   what the file "gone" names
 case $target in
   s3://?*)
     bucket=${target#s3://} bucket=${bucket%%/*} target=${target%/}
-    prefix=${target#"s3://$bucket"} prefix=${prefix#/} prefix=${prefix:+$prefix/} ;;
+    prefix=${target#"s3://$bucket"} prefix=${prefix#/} prefix=${prefix:+$prefix/}
+    list() {                    # but not "None", nor a console's "folder/"
+      aws s3api list-objects-v2 --bucket "$bucket" --prefix "$prefix" \
+        --query 'Contents[].[Size,Key]' --output text |
+        sed -nE "s/^([0-9]+\t).{${#prefix}}(.*[^/])\$/\1\2/p" >there
+    }
+    put() {
+      rm -rf stage && mkdir stage && pick "$1" "$work/stage" -l &&
+        aws s3 cp --recursive --only-show-errors stage "$target" \
+          --cache-control "$2" ${3:+--content-type "$3"}
+    }
+    delete() {                  # 1000 names a request; a 200 may hold errors
+      local name keys failed
+      while IFS= read -r name; do printf '%s\n' "$prefix$name"; done <gone |
+        sed 's/[\\"]/\\&/g; s/\t/\\t/g; s/.*/{"Key": "&"}/' |
+        split -l 1000 --filter 'paste -sd ,' | while IFS= read -r keys; do
+          failed=$(aws s3api delete-objects --bucket "$bucket" \
+            --delete file:///dev/stdin --query 'Errors[].[Code,Key]' --output text \
+            <<<"{\"Quiet\": true, \"Objects\": [$keys]}") || return
+          if [[ $failed != None ]]; then printf '%s\n' "$failed"; return 1; fi
+        done
+    } ;;
   *://*) die "DEPLOY_TO=$target: neither s3://bucket nor a folder" ;;
   *)
     target=$(realpath -m -- "$target")
-    for precious in "${HOME:-/}" "$work" "$repo"; do
-      if [[ $precious/ == "${target%/}"/* ]]; then die "DEPLOY_TO=$target holds $precious"; fi
+    for ours in "${HOME:-/}" "$work" "$repo"; do
+      if [[ $ours/ == "${target%/}"/* ]]; then die "DEPLOY_TO=$target holds $ours"; fi
     done
     if [[ $target/ == "$work"/* || -e $target/.git ]]; then
       die "DEPLOY_TO=$target is boop's own work folder, or somebody's git checkout"
-    fi ;;
+    fi
+    new=$target/.boop.new
+    list() {
+      rm -rf -- "$new" && mkdir -p -- "$target" &&
+        find "$target" ! -type d -printf '%s\t%P\n' >there
+    }
+    put() {                     # cp links under another name, and renames: never half a file
+      local swapped             # a file takes the place of a folder, or the reverse
+      swapped=$(find "$site" "$target" -type d -printf '%P\n' | sort |
+        comm -12 - <(sort changed gone))
+      if [[ $swapped ]]; then delete && : >gone; fi &&
+        mkdir -- "$new" && pick "$1" "$new" &&
+        cp -rlf -- "$new/." "$target" && rm -rf -- "$new"
+    }
+    delete() (                  # and the folders that they leave empty
+      cd "$target" && xargs -d '\n' rm -f -- <"$work/gone" || return
+      sed -n 's|/[^/]*$||p' "$work/gone" |
+        xargs -d '\n' rmdir -p --ignore-fail-on-non-empty -- 2>/dev/null || :
+    ) ;;
 esac
 
 mkdir -p -- "$work/manifests"
@@ -93,64 +145,14 @@ chmod 700 .
 exec 9>>lock
 flock -n 9 || { echo 'waiting for an earlier run to end'; flock 9; report wait 'it ended'; }
 export GIT_CEILING_DIRECTORIES=$work    # a damaged src must not lead git to one above
-rm -rf site stage batches said.*
-
-# --- What a target can do: list, put and delete ------------------------------------------
-# list               writes "size<tab>name" lines of all that is there to the file "there"
-# put NAMES CACHE-CONTROL [CONTENT-TYPE]  publishes the files that are named in a file
-# delete             deletes those that are named in the file "gone"
-pick() { (cd "$site" && xargs -d '\n' cp --parents "${@:3}" -t "$2" -- <"$work/$1"); }
-aws() {                         # older versions do not know AWS_ENDPOINT_URL
-  local url=${AWS_ENDPOINT_URL:-}
-  if [[ $1 != cloudfront ]]; then url=${AWS_ENDPOINT_URL_S3:-$url}; fi
-  command aws ${url:+--endpoint-url "$url"} "$@"
-}
-if [[ $bucket ]]; then
-  list() {                      # but not "None", nor a console's "folder/"
-    aws s3api list-objects-v2 --bucket "$bucket" --prefix "$prefix" \
-      --query 'Contents[].[Size,Key]' --output text |
-      sed -nE "s/^([0-9]+\t).{${#prefix}}(.*[^/])\$/\1\2/p" >there
-  }
-  put() {
-    rm -rf stage && mkdir stage && pick "$1" "$work/stage" -l &&
-      aws s3 cp --recursive --only-show-errors stage "$target" \
-        --cache-control "$2" ${3:+--content-type "$3"}
-  }
-  delete() {                    # 1000 names a request; a 200 may hold errors
-    local name keys failed
-    while IFS= read -r name; do printf '%s\n' "$prefix$name"; done <gone |
-      sed 's/[\\"]/\\&/g; s/\t/\\t/g; s/.*/{"Key": "&"}/' |
-      split -l 1000 --filter 'paste -sd ,' | while IFS= read -r keys; do
-        failed=$(aws s3api delete-objects --bucket "$bucket" --delete file:///dev/stdin \
-          --query 'Errors[].[Code,Key]' --output text \
-          <<<"{\"Quiet\": true, \"Objects\": [$keys]}") || return
-        if [[ $failed != None ]]; then printf '%s\n' "$failed"; return 1; fi
-      done
-  }
-else
-  list() {
-    rm -rf -- "$target/.boop.new" && mkdir -p -- "$target" &&
-      find "$target" ! -type d -printf '%s\t%P\n' >there
-  }
-  put() {                       # cp links under another name, and renames: never half a file
-    mkdir -- "$target/.boop.new" && pick "$1" "$target/.boop.new" &&
-      cp -rlf -- "$target/.boop.new/." "$target" && rm -rf -- "$target/.boop.new"
-  }
-  delete() {                    # and the folders that they leave empty
-    (cd "$target" && xargs -d '\n' -r rm -f -- && sed -n 's|/[^/]*$||p' "$work/gone" |
-      { xargs -d '\n' -r rmdir -p --ignore-fail-on-non-empty -- 2>/dev/null || :; }) <gone
-  }
-fi
+rm -rf site batches said.*
 # aws takes half a second to start: meanwhile, git and hugo work.
 try "cannot list $target" list & lister=$!
-trap 'kill "$lister" 2>/dev/null || :' EXIT
 
 # --- Fetch -------------------------------------------------------------------------------
 exact='' upload_pack=()
 if [[ ${BOOP_EXACT:-} == 1 ]]; then exact=${BOOP_COMMIT:-}; fi
-if [[ ! ${exact:-abcdef0} =~ ^[0-9a-f]{7,64}$ ]]; then
-  die 'BOOP_COMMIT is not the name of a commit'
-fi
+if [[ $exact == *[!0-9a-f]* ]]; then die "BOOP_COMMIT is not the name of a commit"; fi
 if [[ -d ${repo#file://} ]]; then  # named by our owner, so it may belong to another user
   upload_pack=(--upload-pack 'git -c safe.directory=* upload-pack')
 fi
@@ -239,7 +241,7 @@ last=manifests/$(md5sum <<<"$target ${AWS_ENDPOINT_URL:-}" | cut -c-32)
 touch "$last" "$last.tried"
 cp "$last.tried" tried
 if [[ ${DEPLOY_FULL:-} == 1 ]]; then sed 's/^/-/' "$last" >>tried; fi
-wait "$lister" || exit 1
+wait "$lister"                  # it has said what failed
 truncate -s 0 changed lost gone others
 LC_ALL=C awk -F '\t' '
   { name = substr($0, length($1) + 2) }
@@ -294,11 +296,6 @@ if [[ -s changed || -s gone || -s tried ]]; then
     if [[ $name =~ $fingerprint ]]; then cache=0; fi
     printf '%s\n' "$name" >>"batches/$cache:${type/\//:}"
   done <changed
-  swapped=''                    # a file that takes the place of a folder, or the reverse
-  if [[ ! $bucket ]]; then
-    swapped=$(find "$site" "$target" -type d -printf '%P\n' | grep -xF -f changed -f gone) || :
-  fi
-  if [[ $swapped ]]; then try "cannot delete in $target" delete; truncate -s 0 gone; fi
   for batch in batches/*; do
     cache=${batch:8:1} type=${batch:10}
     try "cannot publish to $target" put "$batch" "${caches[cache]}" "${type/:/\/}"
@@ -318,7 +315,6 @@ if [[ $hugo && ${BOOP_RESULT:-} && ! ${DEPLOY_URL:-} ]]; then  # example.org: a 
     s#^baseurl *= *[\"'](https?://[^\"']+)[\"']#\1#ip") || :
 fi
 result url "${DEPLOY_URL:-}"
-rm -rf stage
 since=$began
 sum="$uploaded uploaded, $deleted deleted, $((files - uploaded)) unchanged"
 report 'live' "${tip[0]}: ${pages:+$pages pages, }$sum"
