@@ -2,28 +2,28 @@
 #
 # deploy.sh: what one deployment does. Fetch the site, build it, publish what changed.
 #
-# It is yours to replace, in any language. boop runs one at a time, in a folder that stays
-# from run to run ($BOOP_STATE/work), with stdin empty, and keeps all that it prints as
-# the log. Exit 0 says that the site is live; anything else, that it is as it was.
+# It is yours to replace, in any language. boop runs one at a time, in a folder that
+# stays from run to run ($BOOP_STATE/work), with stdin empty, and keeps all that it
+# prints as the log. Exit 0: the site is live; anything else: it is as it was.
 #
 #   BOOP_REPO             URL or path of the repository: all that is needed by hand
 #   BOOP_BRANCH           the branch; empty: the repository's default one
-#   BOOP_COMMIT           the commit to deploy, if BOOP_EXACT=1 (a rollback); otherwise it
-#                         is only news, and the branch's tip is deployed
+#   BOOP_COMMIT           the commit to deploy, if BOOP_EXACT=1 (a rollback); else it is
+#                         only news, and the branch's tip is deployed
 #   BOOP_STATE            the state folder
 #   BOOP_RESULT           a file for lines of name=value, which boop reads when it ends:
 #                         commit, message, author, url, and the reason of a failure
 #   DEPLOY_TO             s3://bucket[/prefix], or a folder; default $BOOP_STATE/public
 #   DEPLOY_URL            the site's address, for boop's record; default: hugo's baseURL
 #   DEPLOY_FULL=1         trust nothing remembered: clone, build and upload everything
-#   DEPLOY_FORCE=1        publish even a site that is empty, lost its home page or most of
-#                         its files, and delete what else is in DEPLOY_TO
+#   DEPLOY_FORCE=1        publish even a site that is empty, lost its home page or most
+#                         of its files, and delete what else is in DEPLOY_TO
 #   DEPLOY_CACHE_CONTROL  S3: the pages' Cache-Control; default "public, max-age=60"
 #   DEPLOY_CLOUDFRONT     the distribution to invalidate when something changed
 #
-# The order is the promise: new assets, then pages, deletions last. A visitor never gets a
-# page before its stylesheet, and a step that fails leaves the next ones undone. Only what
-# was published from here is ever deleted.
+# The order is the promise: new assets, then pages, deletions last. A visitor never gets
+# a page before its stylesheet, and a step that fails leaves the next ones undone. Only
+# what was published from here is ever deleted.
 #
 # Without a Hugo configuration, the repository is the site, as it is: its regular files,
 # without .git and .gitmodules. Hugo follows symbolic links, within the repository only.
@@ -35,8 +35,8 @@ export LC_ALL=C.UTF-8           # names are UTF-8 to every program
 export GIT_TERMINAL_PROMPT=0 GIT_SSH_COMMAND=${GIT_SSH_COMMAND:-ssh -o BatchMode=yes}
 export AWS_PAGER=''
 # Run from a git hook, git would work in the hook's repository instead of ours.
-unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX GIT_COMMON_DIR GIT_NAMESPACE CDPATH
-unset GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_QUARANTINE_PATH
+unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX GIT_COMMON_DIR GIT_NAMESPACE
+unset GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_QUARANTINE_PATH CDPATH
 
 plain() { local text=${*//[[:cntrl:]]/ }; printf '%s\n' "${text:0:300}"; }
 result() {                      # result NAME VALUE: for boop's record
@@ -44,13 +44,13 @@ result() {                      # result NAME VALUE: for boop's record
 }
 die() { plain "deploy: $*" >&2; result reason "$*"; exit 1; }
 refuse() {                      # what looks like an accident needs an owner's word
-  if [[ ${DEPLOY_FORCE:-} != 1 ]]; then die "$1: not published without DEPLOY_FORCE=1"; fi
+  [[ ${DEPLOY_FORCE:-} == 1 ]] || die "$1: not published without DEPLOY_FORCE=1"
 }
 try() {                         # try WHAT COMMAND...: its own words say why it failed
   "${@:2}" 2>&1 | tee "said.$2" && return
   local status=$? said
-  local noise='^(remote: *=*)?$|^(Start building|hugo v|Total in|WARN|INFO|hint|[Ww]arning)'
-  said=$(sed -E "/$noise/d"'
+  said=$(sed -E '
+    /^(remote: *=*)?$|^(Start building|hugo v|Total in|WARN|INFO|hint|[Ww]arning)/d
     s/^.*(failed|templates): ("[^"]+:[0-9]+:[0-9]+": )/\2/
     s/^((remote|fatal|[Ee]rror|ERROR)( building site)?[ 0-9/:]* )+//
     q' "said.$2")
@@ -64,9 +64,11 @@ report() {                      # report fetch "main at 1234abc": with the step'
 }
 began=${EPOCHREALTIME/./} since=$began
 
-# --- Where -----------------------------------------------------------------------------
+# --- Where ----------------------------------------------------------------------------
 if [[ ! ${BOOP_REPO:-} ]]; then die 'BOOP_REPO: which repository to deploy?'; fi
-repo=$BOOP_REPO branch=${BOOP_BRANCH:-}
+repo=$BOOP_REPO branch=${BOOP_BRANCH:-} exact=''
+if [[ ${BOOP_EXACT:-} == 1 ]]; then exact=${BOOP_COMMIT:-}; fi
+if [[ $exact == *[!0-9a-f]* ]]; then die 'BOOP_COMMIT is not the name of a commit'; fi
 if [[ -d $repo ]]; then repo=$(realpath -- "$repo"); fi
 state=$(realpath -m -- "${BOOP_STATE:-${XDG_STATE_HOME:-$HOME/.local/state}/boop}")
 work=$state/work target=${DEPLOY_TO:-$state/public}
@@ -77,7 +79,7 @@ aws() {                         # older versions do not know AWS_ENDPOINT_URL
   if [[ $1 != cloudfront ]]; then url=${AWS_ENDPOINT_URL_S3:-$url}; fi
   command aws ${url:+--endpoint-url "$url"} "$@"
 }
-pick() {                        # pick NAMES FOLDER: copies files of the site into it
+pick() {                        # pick NAMES FOLDER [-l]: copy or link files of the site
   (cd "$site" && xargs -d '\n' cp --parents "${@:3}" -t "$2" -- <"$work/$1")
 }
 # A target, be it a bucket or a folder, can do three things:
@@ -123,7 +125,7 @@ case $target in
       rm -rf -- "$new" && mkdir -p -- "$target" &&
         find "$target" ! -type d -printf '%s\t%P\n' >there
     }
-    put() {                     # cp links under another name, and renames: never half a file
+    put() {                     # by links that cp renames: never half a file
       local swapped             # a file takes the place of a folder, or the reverse
       swapped=$(find "$site" "$target" -type d -printf '%P\n' | sort |
         comm -12 - <(sort changed gone))
@@ -141,19 +143,17 @@ esac
 mkdir -p -- "$work/manifests"
 cd -- "$work"
 chmod 700 .
-# Whatever a killed run left behind (an aws that still uploads) holds this lock as well.
-exec 9>>lock
-flock -n 9 || { echo 'waiting for an earlier run to end'; flock 9; report wait 'it ended'; }
+exec 9>>lock                    # what a killed run left behind, an upload, holds it too
+flock -n 9 ||
+  { echo 'waiting for an earlier run to end'; flock 9; report wait 'it ended'; }
 export GIT_CEILING_DIRECTORIES=$work    # a damaged src must not lead git to one above
-rm -rf site batches said.*
+rm -rf site stage batches said.*
 # aws takes half a second to start: meanwhile, git and hugo work.
 try "cannot list $target" list & lister=$!
 
-# --- Fetch -------------------------------------------------------------------------------
-exact='' upload_pack=()
-if [[ ${BOOP_EXACT:-} == 1 ]]; then exact=${BOOP_COMMIT:-}; fi
-if [[ $exact == *[!0-9a-f]* ]]; then die "BOOP_COMMIT is not the name of a commit"; fi
-if [[ -d ${repo#file://} ]]; then  # named by our owner, so it may belong to another user
+# --- Fetch ----------------------------------------------------------------------------
+upload_pack=()
+if [[ -d ${repo#file://} ]]; then       # its owner may be another user than ours
   upload_pack=(--upload-pack 'git -c safe.directory=* upload-pack')
 fi
 lfs="command -v git-lfs >/dev/null || echo 'this repository uses Git LFS: \
@@ -183,8 +183,9 @@ clone() {                       # with its history, which enableGitInfo wants
     update src.new && rm -rf src && mv src.new src
 }
 if [[ ${DEPLOY_FULL:-} == 1 ]]; then rm -rf src cache; fi
-if [[ -e building ]]; then rm -rf src/resources/_gen cache; fi  # hugo was killed: half done
-if [[ $(git -C src config remote.origin.url 2>/dev/null) != "$repo" ]] || ! update src; then
+if [[ -e building ]]; then rm -rf src/resources/_gen cache; fi  # hugo was killed
+origin=$(git -C src config remote.origin.url 2>/dev/null) || :
+if [[ $origin != "$repo" ]] || ! update src; then
   if [[ -e src ]]; then echo 'the last clone is of no use here: cloning afresh'; fi
   try "cannot fetch ${exact:-${branch:-the default branch}}" clone
 fi
@@ -195,18 +196,20 @@ result author "${tip[3]}"
 subject="${tip[0]}: ${tip[2]} (${tip[3]})"
 report fetch "${branch:-HEAD} at ${subject//[^[:print:]]/?}"
 
-# --- Build -------------------------------------------------------------------------------
-has() { local name; for name; do if [[ -e src/$name ]]; then return; fi; done; return 1; }
-hugo='' site=src
-if has hugo.{toml,yaml,yml,json} config/_default || {
-  has config.{toml,yaml,yml,json} && has content layouts themes; }      # else it is anyone's
-then hugo=1 site=site; fi
-find src -name .git -prune -o ! -type f ! -type d -print0 | while IFS= read -rd '' odd; do
-  real=${hugo:+$(realpath -e -- "$odd" 2>/dev/null || :)}
-  if [[ $real == "$work/src/"* && ${real#"$work"}/ != */.git/* ]]; then continue; fi
-  printf 'left out: %q is no regular file of the repository\n' "${odd#src/}"
-  rm -- "$odd"
-done
+# --- Build ----------------------------------------------------------------------------
+has() { [[ $(cd src && ls -d -- "$@" 2>/dev/null) ]]; }
+hugo='' site=src                # with a config.json alone, it may be anyone's
+if has hugo.{toml,yaml,yml,json} config/_default ||
+  { has config.{toml,yaml,yml,json} && has content layouts themes; }; then
+  hugo=1 site=site
+fi
+find src -name .git -prune -o ! -type f ! -type d -print0 |
+  while IFS= read -rd '' odd; do
+    real=${hugo:+$(realpath -e -- "$odd" 2>/dev/null || :)}
+    if [[ $real == "$work/src/"* && ${real#"$work"}/ != */.git/* ]]; then continue; fi
+    printf 'left out: %q is no regular file of the repository\n' "${odd#src/}"
+    rm -- "$odd"
+  done
 if [[ $hugo ]]; then
   command -v hugo >/dev/null ||
     die 'this site needs hugo: apt install hugo, or https://gohugo.io/installation/'
@@ -219,20 +222,19 @@ if [[ $hugo ]]; then
     refuse 'hugo made no home page (is the theme or a template missing?)'
   fi
 fi
-find "$site" -name .git -prune -o -type f ! -path src/.gitmodules -printf '%s\t%P\n' >here
+find "$site" -name .git -prune -o -type f ! -path src/.gitmodules \
+  -printf '%s\t%P\n' >here
 # A tab is harmless; what else is no text would break a list of names, or S3's own.
 bad=$(grep -avxEm 1 $'[0-9]+\t([^[:cntrl:]]|\t)+' here | cut -f 2-) || :
-if [[ $bad ]]; then
-  die "the name of the file ${bad@Q} is not UTF-8, or holds a line break"
-fi
+[[ ! $bad ]] || die "the name of the file ${bad@Q} is not UTF-8, or holds a line break"
 files=$(wc -l <here)
 if [[ $files == 0 ]]; then refuse 'the site is empty'; fi
 report build "$files files${pages:+, $pages pages}"
 
-# --- Compare -----------------------------------------------------------------------------
+# --- Compare --------------------------------------------------------------------------
 # hugo writes every file anew, so contents decide. A target's manifest has a line of
-# digest<tab>name for each file that was published there from here; the file "tried" beside
-# it, those of the runs that were cut off since: what they meant to put may be there or not.
+# digest<tab>name for each file that was published there from here; the file "tried"
+# beside it, those of runs that were cut off since: what is there of them is in doubt.
 page_cache=${DEPLOY_CACHE_CONTROL:-public, max-age=60}
 headers=$(md5sum <<<"$page_cache" | cut -c-8)
 cut -f 2- here | (cd "$site" && xargs -d '\n' -r md5sum -z --) | tr '\0' '\n' |
@@ -253,24 +255,26 @@ LC_ALL=C awk -F '\t' '
   END {
     for (name in changed) print name >"changed"
     for (name in published) if (!(name in site)) print name >"lost"
-    for (name in standing) if (!(name in site)) print name >(name in ours ? "gone" : "others")
-  }' list=last "$last" list=tried tried list=there there list=here here list=new manifest
+    for (name in standing)
+      if (!(name in site)) print name >(name in ours ? "gone" : "others")
+  }' list=last "$last" list=tried tried list=there there list=here here \
+  list=new manifest
 if [[ ${DEPLOY_FORCE:-} == 1 ]]; then
   cat others >>gone
 elif [[ -s others ]]; then
-  echo "$(wc -l <others) files here are not boop's: left alone; DEPLOY_FORCE=1 deletes them"
+  echo "$(wc -l <others) files here are not boop's: left alone without DEPLOY_FORCE=1"
 fi
-# The default folder is boop's own: another repository's site takes the place of the last.
+# The default folder is boop's own: there, another repository's site may take over.
 if [[ ! ${DEPLOY_TO:-} && -e manifests/repo && $(<manifests/repo) != "$repo" ]]; then
   truncate -s 0 lost
 fi
-uploaded=$(wc -l <changed) deleted=$(wc -l <gone) lost=$(wc -l <lost)
-published=$(wc -l <"$last")
-report compare "$uploaded to upload, $deleted to delete"
-if ((2 * lost > published)); then refuse "the site lost $lost of its $published files"; fi
+uploaded=$(wc -l <changed) deleted=$(wc -l <gone) unchanged=$((files - uploaded))
+report compare "$uploaded to upload, $deleted to delete, $unchanged unchanged"
+lost=$(wc -l <lost) published=$(wc -l <"$last")
+((2 * lost <= published)) || refuse "the site lost $lost of its $published files"
 if grep -qxF index.html lost; then refuse 'the site lost its home page, index.html'; fi
 
-# --- Publish -----------------------------------------------------------------------------
+# --- Publish --------------------------------------------------------------------------
 purge() {
   aws cloudfront create-invalidation --distribution-id "$DEPLOY_CLOUDFRONT" \
     --paths '/*' >/dev/null
@@ -310,11 +314,10 @@ fi
 mv manifest "$last"
 rm "$last.tried"
 if [[ ! ${DEPLOY_TO:-} ]]; then printf '%s\n' "$repo" >manifests/repo; fi
-if [[ $hugo && ${BOOP_RESULT:-} && ! ${DEPLOY_URL:-} ]]; then  # example.org: a placeholder
-  DEPLOY_URL=$(hugo config --source src 2>/dev/null | sed -nE "/example\.(org|com)/d
-    s#^baseurl *= *[\"'](https?://[^\"']+)[\"']#\1#ip") || :
+if [[ $hugo && ! ${DEPLOY_URL:-} ]]; then       # example.org: a placeholder
+  DEPLOY_URL=$(hugo config --source src 2>/dev/null |
+    sed -nE '/example\.(org|com)/d; s#^baseurl *= *.(https?://.*).$#\1#ip') || :
 fi
 result url "${DEPLOY_URL:-}"
 since=$began
-sum="$uploaded uploaded, $deleted deleted, $((files - uploaded)) unchanged"
-report 'live' "${tip[0]}: ${pages:+$pages pages, }$sum"
+report live "${tip[0]}: $uploaded uploaded, $deleted deleted, $unchanged unchanged"
