@@ -59,7 +59,7 @@ try() {                         # try WHAT COMMAND...: its own words say why it 
 }
 report() {                      # report fetch "main at 1234abc": with the step's time
   local now=${EPOCHREALTIME/./}
-  printf '%-8s%5.1f s  %s\n' "$1" "$((now - since))e-6" "$2"
+  printf '%-8s%5.1f s  %s\n' "$1" "$((now - since))e-6" "${2//[^[:print:]]/?}"
   since=$now
 }
 began=${EPOCHREALTIME/./} since=$began
@@ -168,13 +168,15 @@ fetch() {
 }
 update() (                      # update FOLDER; by &&, for its callers disable set -e
   cd "$1" && fetch "+${branch:+refs/heads/}${branch:-HEAD}:refs/boop/tip" &&
-    { [[ ! $exact ]] || git cat-file -e "$exact^{commit}" 2>/dev/null ||
-      fetch "$exact"; } &&              # it was pushed over
+    if [[ $exact ]]; then       # which may have been pushed over
+      git cat-file -e "$exact^{commit}" 2>/dev/null || fetch "$exact"
+    fi &&
     git reset --quiet --hard "${exact:-refs/boop/tip}" &&
     git clean --quiet -ffdx -e /resources/_gen &&       # hugo's pictures stay
-    { [[ ! -e .gitmodules ]] || {
+    if [[ -e .gitmodules ]]; then
       git submodule --quiet sync --recursive &&
-        git submodule --quiet update --init --recursive --force; }; }
+        git submodule --quiet update --init --recursive --force
+    fi
 )
 clone() {                       # with its history, which enableGitInfo wants
   rm -rf src.new &&
@@ -193,8 +195,7 @@ mapfile -t tip < <(git -C src log -1 --format=%h%n%H%n%s%n%an)
 result commit "${tip[1]}"
 result message "${tip[2]}"
 result author "${tip[3]}"
-subject="${tip[0]}: ${tip[2]} (${tip[3]})"
-report fetch "${branch:-HEAD} at ${subject//[^[:print:]]/?}"
+report fetch "${branch:-HEAD} at ${tip[0]}: ${tip[2]} (${tip[3]})"
 
 # --- Build ----------------------------------------------------------------------------
 has() { [[ $(cd src && ls -d -- "$@" 2>/dev/null) ]]; }
@@ -262,7 +263,8 @@ LC_ALL=C awk -F '\t' '
 if [[ ${DEPLOY_FORCE:-} == 1 ]]; then
   cat others >>gone
 elif [[ -s others ]]; then
-  echo "$(wc -l <others) files here are not boop's: left alone without DEPLOY_FORCE=1"
+  theirs=$(wc -l <others)
+  echo "$theirs files here are not boop's: left alone; DEPLOY_FORCE=1 deletes them"
 fi
 # The default folder is boop's own: there, another repository's site may take over.
 if [[ ! ${DEPLOY_TO:-} && -e manifests/repo && $(<manifests/repo) != "$repo" ]]; then
@@ -275,10 +277,6 @@ lost=$(wc -l <lost) published=$(wc -l <"$last")
 if grep -qxF index.html lost; then refuse 'the site lost its home page, index.html'; fi
 
 # --- Publish --------------------------------------------------------------------------
-purge() {
-  aws cloudfront create-invalidation --distribution-id "$DEPLOY_CLOUDFRONT" \
-    --paths '/*' >/dev/null
-}
 if [[ -s changed || -s gone || -s tried ]]; then
   sort -u tried manifest >tried.new
   mv tried.new "$last.tried"
@@ -307,7 +305,9 @@ if [[ -s changed || -s gone || -s tried ]]; then
   if [[ -s gone ]]; then try "cannot delete in $target" delete; fi
   report publish "$target"
   if [[ ${DEPLOY_CLOUDFRONT:-} ]]; then
-    try "cannot invalidate CloudFront's $DEPLOY_CLOUDFRONT" purge
+    try "cannot invalidate CloudFront's $DEPLOY_CLOUDFRONT" \
+      aws cloudfront create-invalidation --distribution-id "$DEPLOY_CLOUDFRONT" \
+      --paths '/*' --query Invalidation.Id --output text
     report purge "CloudFront $DEPLOY_CLOUDFRONT"
   fi
 fi
