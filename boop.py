@@ -174,14 +174,10 @@ class Console:
     """
 
     def __init__(self) -> None:
-        self.mask = Mask({})
-        try:
-            err = os.fstat(2)
-            self.journal = os.environ.get("JOURNAL_STREAM") == (
-                f"{err.st_dev}:{err.st_ino}"
-            )
-        except OSError:  # closed stderr
-            self.journal = False
+        self.mask, self.journal = Mask({}), False
+        with contextlib.suppress(OSError):  # it is closed
+            err, journal = os.fstat(2), os.environ.get("JOURNAL_STREAM")
+            self.journal = journal == f"{err.st_dev}:{err.st_ino}"
 
     def __call__(self, text: str, priority: int = INFO) -> None:
         head = f"<{priority}>" if self.journal else time.strftime("%F %T boop: ")
@@ -232,11 +228,7 @@ class Settings(typing.NamedTuple):
 
 
 class BadSettings(Exception):
-    """Says every mistake, one a line."""
-
-    def __init__(self, mistakes: list[str]) -> None:
-        super().__init__("\n".join(mistakes))
-        self.mistakes = mistakes
+    """Its arguments are the mistakes, each a line."""
 
 
 def _whole(least: int, most: int) -> typing.Callable[[str], int]:
@@ -269,7 +261,7 @@ def _url(text: str) -> str:
 
 
 def _host(text: str) -> str:
-    if not re.fullmatch(r"[\w.:%-]+", text):
+    if not re.fullmatch(r"[\w:%-]{1,63}(\.[\w:%-]{1,63})*\.?", text, re.ASCII):
         raise ValueError("not an address or a host name")
     return text
 
@@ -431,7 +423,7 @@ def read_settings(environ: Environ, flags: typing.Mapping[str, typing.Any]) -> S
     if not re.fullmatch("[0-9]{0,4}", count):
         mistakes.append(f"GIT_CONFIG_COUNT {count!r}: not a whole number")
     if mistakes:
-        raise BadSettings(mistakes)
+        raise BadSettings(*mistakes)
     values["repo"], user = split_user(values["repo"])
     return Settings(**values, repo_user=Secret(user))
 
@@ -444,7 +436,7 @@ def secrets_of(settings: Settings, environ: Environ) -> dict[str, str]:
     user, (name, _, password) = settings.repo_user, settings.repo_user.partition(":")
     parts = [user, name, password, _basic(user)]
     values += parts + [urllib.parse.unquote(part) for part in parts]
-    values = [line for v in values for line in v.splitlines()]  # of a PEM key
+    values = [line for v in values for line in re.split("[\r\n]", v)]  # of a PEM key
     shown = {v: "***" for v in values if len(v) >= 8}
     if user:  # also where it is short
         shown |= {f"//{user}@": "//***@", f"//{name}@": "//***@"}
@@ -684,7 +676,7 @@ def dig(value: typing.Any, *keys: str) -> typing.Any:
 
 
 def _github(payload: typing.Any, repository: str = "repository") -> Delivery:
-    """GitHub, Gitea, Forgejo: one ref, and its commits."""
+    """GitHub, Gitea, Forgejo; GitLab, of a "project": one ref, and its commits."""
     after, commits = dig(payload, "after"), dig(payload, "commits")
     commits = commits if isinstance(commits, list) else []
     newest = next((c for c in commits if dig(c, "id") == after), None)
@@ -700,11 +692,6 @@ def _github(payload: typing.Any, repository: str = "repository") -> Delivery:
     repo = dig(payload, repository)
     url = dig(repo, "clone_url") or dig(repo, "git_http_url")
     return Delivery([change], dig(repo, "default_branch"), url)
-
-
-def _gitlab(payload: typing.Any) -> Delivery:
-    """The same, of a "project"."""
-    return _github(payload, "project")
 
 
 def _bitbucket(payload: typing.Any) -> Delivery:
@@ -743,7 +730,7 @@ FORGES = (  # Forgejo and Gitea send the event headers of those they come from, 
     Forge("X-Forgejo-Event", "push", "ping", _github),
     Forge("X-Gitea-Event", "push", "ping", _github),
     Forge("X-GitHub-Event", "push", "ping", _github),
-    Forge("X-Gitlab-Event", "Push Hook", "", _gitlab),
+    Forge("X-Gitlab-Event", "Push Hook", "", lambda said: _github(said, "project")),
     Forge("X-Event-Key", "repo:push", "diagnostics:ping", _bitbucket),
 )
 SKIP_MARKERS = ("[skip ci]", "[ci skip]", "[no ci]", "[skip deploy]")
@@ -784,7 +771,7 @@ def _push(
         full_name=full_name(dig(payload, "repository", "full_name")),
     )
     for marker in SKIP_MARKERS:
-        if marker in (push.message or "").lower():
+        if marker in str(change.message).lower():
             raise Skipped(push, f"the commit's message holds {marker}")
     return push
 
@@ -819,7 +806,7 @@ def _manual(
     """Asked by hand, with no forge's event header: {}, {"commit": "<full sha>"}, both
     also with "force": true, or {"cancel": 7}."""
     number, force = payload.get("cancel"), payload.get("force", False)
-    if payload.keys() == {"cancel"} and type(number) is int and number > 0:
+    if payload.keys() == {"cancel"} and type(number) is int:
         return Cancel(number)
     if payload.keys() - {"commit", "force"} or type(force) is not bool:
         looked = ", ".join(forge.event_header for forge in FORGES)
@@ -877,8 +864,7 @@ def clone_url(value: typing.Any) -> str:
 
 JOURNAL = "deployments.jsonl"
 STATUSES = ("queued", "inprogress", "success", "fail")
-INTERRUPTED = "interrupted"
-STOPPED = f"{INTERRUPTED}: boop was stopped"
+STOPPED, KILLED = "interrupted: boop was stopped", "interrupted: boop was killed"
 CANCELLED = "cancelled by hand"
 NOT_BOOPS = f"it holds files, and no {JOURNAL}: it is not boop's"
 COMPACT_LINES = 1000  # added to the journal before it is written anew
@@ -922,7 +908,7 @@ class Deployment(typing.NamedTuple):
     @property
     def interrupted(self) -> bool:
         """Was it cut short by boop's own end?"""
-        return self.status == "fail" and (self.reason or "").startswith(INTERRUPTED)
+        return self.status == "fail" and self.reason in (STOPPED, KILLED)
 
     def wants(self, push: Push) -> bool:
         """Do both want the branch's tip, or both exactly the same commit?"""
@@ -1102,6 +1088,9 @@ class Deployments:
 
     def catch_up(self, push: Push, way: str) -> Deployment | None:
         """Queues a tip that was looked up, unless it is dealt with. Raises OSError."""
+        newest = self._newest(push.repo, push.branch)
+        if newest and newest.exact and newest.status == "success" and not newest.tip:
+            self.skip(push)  # which was out of reach when it was rolled back from
         return None if self._settled(push, way) else self.add(push)
 
     def skip(self, push: Push) -> None:
@@ -1167,31 +1156,35 @@ class Deployments:
         return Deployment(number, "queued", **said, pushes=pushes, queued_at=now())
 
     def _newest(self, repo: str, branch: str) -> Deployment | None:
+        """Of a branch, less what was cancelled."""
         ours = (d for d in self.newest_first() if (d.repo, d.branch) == (repo, branch))
-        return next(ours, None)
+        return next((d for d in ours if d.reason != CANCELLED), None)
 
     def _settled(self, push: Push, way: str) -> bool:
         """Is there nothing to do for a tip? The newest deployment tells: nothing, if
 
+        - it was of the tip, and cancelled; else the one before it tells
         - it waits; or it is a rollback that has just begun: the next look knows more
         - the tip is to be left alone: what was rolled back from, or `[skip ci]`
-        - it was of the tip, and was cancelled; or ran well, the same way: by the same
-          script and DEPLOY_ variables; or failed, and this is a poll that has tried it
-          once more: a start or a SIGHUP is somebody's wish, and tries again
+        - it was of the tip, and went the same way: by the same script and DEPLOY_
+          variables; if it failed, only for a poll that has tried it once more: a start
+          or a SIGHUP is somebody's wish, and tries again
         """
-        d = next(iter(self.newest_first()), None)
-        if not d or (d.repo, d.branch) != (push.repo, push.branch):
-            return False
-        if d.status == "queued" or (d.exact and not d.tip and not d.finished):
-            return True
-        failed = d.status == "fail" and d.reason != CANCELLED
-        if push.commit == d.tip and not (d.exact and failed):
-            return True
-        if push.commit != d.commit:
-            return False
-        if failed:
-            return d.trigger == push.trigger == "poll"
-        return d.way == way or d.reason == CANCELLED
+        for d in self.newest_first():
+            if (d.repo, d.branch) != (push.repo, push.branch):
+                return False
+            if d.reason == CANCELLED:
+                if push.commit in (d.commit, d.tip) and d.way in (None, way):
+                    return True
+                continue
+            if not d.finished and (not d.tip if d.exact else d.status == "queued"):
+                return True
+            failed = d.status == "fail"
+            if push.commit == d.tip and not (d.exact and failed):
+                return True
+            tried = not failed or d.trigger == push.trigger == "poll"
+            return push.commit == d.commit and d.way == way and tried
+        return False
 
     def _change(self, d: Deployment, **fields: typing.Any) -> Deployment:
         """Replaces a deployment. What can't be written now is, once the disk takes
@@ -1293,8 +1286,11 @@ class Deployments:
         self._records = dict(sorted(self._records.items()))
         self._last = max(self._last, *self._records, 0)
         if damaged:
-            with open(os.path.join(self.folder, f"{JOURNAL}.damaged"), "ab") as aside:
-                aside.writelines(line.rstrip(b"\n") + b"\n" for line in damaged)
+            try:
+                with open(f"{self.folder}/{JOURNAL}.damaged", "ab") as aside:
+                    aside.writelines(line.rstrip(b"\n") + b"\n" for line in damaged)
+            except OSError as error:  # no room: nor is there for the journal anew
+                self._fails(error)
             if not lines[-1].endswith(b"\n"):
                 end = sum(map(len, lines[:-1]))
                 os.ftruncate(self._journal, end)  # what is appended starts a line
@@ -1303,14 +1299,14 @@ class Deployments:
         """Queues again what boop's end has cut off."""
         for d in list(self._records.values()):
             if d.status == "inprogress":
-                reason = d.reason or f"{INTERRUPTED}: boop was killed"
+                reason = d.reason or KILLED
                 d = d._replace(status="fail", reason=reason, finished_at=now())
                 self._records[d.number] = d
                 self._end_log(d)
             if d.interrupted and self._newest(d.repo, d.branch) == d:
                 push = Push(*(getattr(d, name) for name in Push._fields))
-                again = self._next(push._replace(trigger=INTERRUPTED), d.pushes)
-                self._records[again.number] = again
+                again = self._next(push._replace(trigger="interrupted"), d.pushes)
+                self._records[again.number] = again._replace(tip=d.tip)
                 self._last = again.number
 
     def _end_log(self, cut: Deployment) -> None:
@@ -1475,21 +1471,21 @@ class Log:
 
     def output(self, data: bytes) -> None:
         """Takes what the script wrote."""
-        if self._room > 0:
-            data = self._mask.feed(data)
-            kept, data = data[: self._room], data[self._room :]
-            self._room -= len(kept)
+        self._keep(self._mask.feed(data) if self._room else data)
+
+    def _keep(self, data: bytes) -> None:
+        kept, rest = data[: self._room], data[self._room :]
+        self._room -= len(kept)
+        if kept:
             self._write(kept)
-        if data:
-            if not self._dropped:
-                limit = f"the log's limit of {self._limit} bytes (BOOP_LOG_LIMIT)"
-                self.line(f"{limit} is reached; the rest is dropped")
-            self._dropped += len(data)
+        if rest and not self._dropped:
+            limit = f"the log's limit of {self._limit} bytes (BOOP_LOG_LIMIT)"
+            self.line(f"{limit} is reached; the rest is dropped")
+        self._dropped += len(rest)
 
     def end(self, text: str) -> None:
         """boop's last line, and what else there is to say. Closes the log."""
-        if self._room > 0:
-            self._write(self._mask.flush()[: self._room])
+        self._keep(self._mask.flush())
         if self._dropped:
             self.line(f"{self._dropped} bytes were dropped")
         if self._lost:
@@ -1599,7 +1595,7 @@ class Runner:
 
     def _run_script(self, d: Deployment, log: Log) -> tuple[str | None, dict[str, str]]:
         """Runs the script: why it failed, or None, and what it says of itself."""
-        if d.repo == self._settings.repo and (d.exact or not d.commit):
+        if d.repo == self._settings.repo and not (d.tip if d.exact else d.commit):
             tip = self._origin.tip(d.branch) or None
             known = {"tip": tip} if d.exact else {"commit": tip}
             d = self._deployments.note(d.number, **known)
@@ -1699,12 +1695,11 @@ class Runner:
 
     def _read(self, pipe: int, log: Log) -> int:
         """Takes output into the log: how many bytes; 0 where there is none."""
-        try:
+        with contextlib.suppress(BlockingIOError):
             data = os.read(pipe, PIPE_BYTES)
-        except BlockingIOError:
-            return 0
-        log.output(data)
-        return len(data)
+            log.output(data)
+            return len(data)
+        return 0
 
     def _end_orphans(self, numbers: list[int]) -> None:
         """Ends what is left of scripts that a killed boop was running. Known by their
@@ -1784,12 +1779,14 @@ def read_result(path: str) -> dict[str, str]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         with open(fd, "rb") as file:
-            text = file.read(MAX_RESULT_BYTES).decode("utf-8", "replace")
+            data = file.read(MAX_RESULT_BYTES)
         os.unlink(path)
     except OSError:
         return {}
-    result = {}
-    for line in filter(None, text.split("\n")):
+    result, lines = {}, data.decode("utf-8", "replace").split("\n")
+    if len(data) == MAX_RESULT_BYTES:
+        lines.pop()  # it may have been cut
+    for line in filter(None, lines):
         name, _, value = line.partition("=")
         if good := name in RESULTS and RESULTS[name](value):
             result[name] = good
@@ -1925,7 +1922,7 @@ class Reporter:
         more = {
             "BOOP_STATUS": d.status,
             "BOOP_REASON": d.reason or "",
-            "BOOP_DURATION": str(d.duration),
+            "BOOP_DURATION": "" if d.duration is None else str(d.duration),
             "BOOP_LOG": self._deployments.log_path(d.number),
             "BOOP_LOG_URL": self._settings.web(f"log/{d.number}"),
         }
@@ -2741,7 +2738,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.raw_requestline = self.rfile.readline()
         self.parse_request()
         self.path, _, query = self.path.partition("?")
-        if "://" in self.path:  # http://host/log/7: absolute-form, RFC 9112, 3.2.2
+        if self.path[:4].lower() == "http":  # absolute-form, RFC 9112, 3.2.2
             self.path = "/" + "".join(self.path.split("/", 3)[3:])
         self.query = {name.partition("=")[0] for name in query.split("&")}
         hosts = len(self.headers.get_all("Host", []))
@@ -3222,6 +3219,8 @@ class Boop:
 
 # What is asked of a running boop.
 
+ANOTHER_PROGRAM = ValueError, LookupError, TypeError  # of what it takes for JSON
+
 
 def call(
     settings: Settings,
@@ -3286,9 +3285,11 @@ def by_hand(settings: Settings, flags: dict[str, typing.Any]) -> int:
         return deploy(settings, flags["what"], flags["force"])
     except Refusal as refusal:
         why = f"refused: {refusal.why}"
-    except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
+    except (OSError, http.client.HTTPException) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         why = f"does not answer: {why}"
+    except ANOTHER_PROGRAM:
+        why = "does not answer: it is another program"
     say(f"boop at {settings.host} port {settings.port} {why}", ERROR)
     return 1
 
@@ -3318,8 +3319,8 @@ def _look_at_address(settings: Settings, environ: Environ) -> str:
         server = call(settings, "/badge.svg", timeout=5).headers.get("Server", "")
         if server.startswith("boop/"):
             return f"a boop listens on {where} now"
-    except (Refusal, OSError, http.client.HTTPException, ValueError, LookupError):
-        pass  # somebody else, or nobody
+    except (Refusal, OSError, http.client.HTTPException, *ANOTHER_PROGRAM):
+        pass  # or nobody
     listen(settings, {}).close()
     return f"can listen on {where}"
 
@@ -3371,7 +3372,7 @@ def _parser() -> argparse.ArgumentParser:
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> typing.NoReturn:
-            raise BadSettings([message])
+            raise BadSettings(message)
 
     secrets = [f"  {s.variable}: {s.help}\n" for s in SETTINGS if s.secret]
     parser = Parser(
@@ -3403,25 +3404,23 @@ def read_flags(argv: list[str]) -> dict[str, typing.Any]:
     words = [word.partition("=")[0] for word in more]  # a secret may come after it
     flags = [f"{one_line(word)}: no such flag" for word in words if word[:1] == "-"]
     if flags:
-        raise BadSettings(flags)
+        raise BadSettings(*flags)
     if words or given.command not in (None, "deploy", "cancel"):
-        raise BadSettings([f"{one_line([*words, given.command][0])}: no such command"])
+        raise BadSettings(f"{one_line([*words, given.command][0])}: no such command")
     return vars(given)
 
 
 def main(argv: list[str] | None = None) -> int:
     """boop. The exit status: 0, 1 (it can't serve), or 78 (bad settings)."""
     environ, argv = dict(os.environ), sys.argv[1:] if argv is None else argv
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:  # closed: or a socket would take its number
-            os.open(os.devnull, os.O_RDWR)
+    while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass  # it was closed, and a socket would take its number
+    os.close(fd)
     try:
         flags = read_flags(argv) if argv else {}  # it takes time to import argparse
         settings = read_settings(environ, flags)
     except BadSettings as bad:
-        for mistake in bad.mistakes:
+        for mistake in bad.args:
             say(mistake, ERROR)
         return EX_CONFIG
     say.mask = Mask(secrets_of(settings, environ))

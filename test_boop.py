@@ -457,7 +457,9 @@ class Case(unittest.TestCase):
     """Gives each test a folder and ends what it started."""
 
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory(prefix="boop-test-")
+        folder = tempfile.TemporaryDirectory(
+            prefix="boop-test-", ignore_cleanup_errors=True
+        )
         self.addCleanup(folder.cleanup)
         self.folder = pathlib.Path(folder.name)
 
@@ -739,7 +741,7 @@ class Hooks(Case):
             ("GitLab", {}, "Merge Request Hook", "Merge Request Hook"),
             ("Bitbucket", tagged, "repo:push", "refs/heads/old1 was deleted", "tag"),
             *(
-                ("GitHub", github_push("live", message=f"Edit\n\n{s} now"), "push", s)
+                ("GitHub", github_push("live", message=f"{'x' * 5000}{s}"), "push", s)
                 for s in ("[skip ci]", "[ci skip]", "[no ci]", "[skip deploy]")
             ),
         ):
@@ -996,6 +998,12 @@ class Runner(Case):
         self.assertEqual(known, ("1" * 40, "Fix typo", "Ada", None))
         for word in ("commit=main", "url=javascript", "status=success", "what"):
             b.said(f"BOOP_RESULT: ignored: {word}")
+        long = "head -c 16000 /dev/zero | tr '\\0' '\\n' > $BOOP_RESULT;"
+        long += "printf url=https://a.example/%0500d 1 >> $BOOP_RESULT"
+        self.assertIsNone(b.deploy(long)["url"])  # which is cut
+        cut = "echo 'reason=interrupted by the linker' > $BOOP_RESULT; exit 3"
+        number = b.deploy(cut)["number"]
+        self.assertEqual(b.restart().numbers()[0], number)  # and is not boop's own end
         fifo = "rm $BOOP_RESULT; mkfifo $BOOP_RESULT; exit 3"
         self.assertEqual(b.deploy(fifo)["reason"], "exit status 3")
         self.assertEqual(b.deploy("[ -f $BOOP_RESULT ]")["status"], "success")
@@ -1090,7 +1098,7 @@ class Pages(Case):
 
     def test_unknown_addresses_are_404_and_wrong_methods_405(self) -> None:
         b = self.boop()
-        paths = "/x /log/ /log/1 /log/01 /log/x /log/-1 /log/latest /../"
+        paths = "/x /log/ /log/1 /log/01 /log/x /log/-1 /log/latest /../ /x://healthz"
         for path in paths.split():
             with self.subTest(path=path):
                 self.assertEqual(b.get(path).status, 404)
@@ -1693,13 +1701,15 @@ class Starting(Case):
 
     def test_every_mistake_is_named_at_once_and_the_exit_status_is_78(self) -> None:
         status, _, err = self.run_boop(
+            BOOP_HOST="ü..x",
             BOOP_PORT="http",
             BOOP_TIMEOUT="0",
             BOOP_SCRIPT="/no/such",
             BOOP_KEEP="x",
             GIT_CONFIG_COUNT="x",
         )
-        names = "BOOP_PORT BOOP_SCRIPT BOOP_TIMEOUT BOOP_KEEP GIT_CONFIG_COUNT".split()
+        names = "BOOP_HOST BOOP_PORT BOOP_SCRIPT BOOP_TIMEOUT BOOP_KEEP".split()
+        names.append("GIT_CONFIG_COUNT")
         lines = err.splitlines()
         self.assertEqual((status, len(lines)), (78, len(names)), err)
         for line, name in zip(lines, names):
@@ -1971,11 +1981,12 @@ class ByHand(Case):
             self.assertEqual((status, out, len(err.splitlines())), (1, "", 1), err)
             self.assertIn(words, err)
         wrong = [{"commit": value} for value in ("abc", None, 1)]
-        wrong += [{"cancel": value} for value in (True, "2", 0, -1, 2.0, None)]
+        wrong += [{"cancel": value} for value in (True, "2", 2.0, None)]
         for wish in (*wrong, {"x": 1}, {"force": 1}, {"cancel": 1, "force": True}):
             self.expect(b.by_hand(**wish), 400)
         self.expect(b.by_hand(cancel=1), 409)
         self.expect(b.by_hand(cancel=9), 404)
+        self.expect(b.by_hand(cancel=0), 404)
         b.env["BOOP_REPO"] = ""
         self.expect(b.restart().by_hand(), 400, "BOOP_REPO")
 
@@ -3518,12 +3529,14 @@ class Damage(Case):
         one = record_of(1, **running)
         stopped = record_of(1, status="fail", reason="interrupted: boop was stopped")
         live = record_of(2, branch="live", **queued)
+        cancelled = record_of(2, status="fail", reason="cancelled by hand")
         for name, records, expected in (
             ("queued", [record_of(1, **queued)], {1: "push"}),
             ("running", [record_of(1, **queued), one], {2: "interrupted"}),
             ("and queued", [one, record_of(2, **queued)], {2: "push"}),
             ("stopped before it was queued again", [stopped], {2: "interrupted"}),
             ("two branches", [one, live], {2: "push", 3: "interrupted"}),
+            ("a cancelled one behind it", [one, cancelled], {3: "interrupted"}),
         ):
             with self.afresh(name):
                 d = self.with_journal(*records).start()
@@ -3575,19 +3588,28 @@ class Damage(Case):
 class FullDisk(Case):
     """The state on a small file system of its own."""
 
-    def small(self, script: str) -> Daemon:
-        """A boop whose state is on a file system of 256 KB; b.small leads there."""
+    def small(self, script: str, full: bool = False) -> Daemon:
+        """A boop whose state is on a file system of 256 KB; b.small leads there. full:
+        it starts when that holds no more, and a journal of half a line."""
         probe = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(self.folder)]
         tool("unshare", "util-linux")
         done = subprocess.run(probe, capture_output=True, text=True)
         if done.returncode:
             self.skipTest(f"this test needs mount namespaces: {done.stderr.strip()}")
-        mount = 'mount -t tmpfs -o size=256k tmpfs "$0" && exec "$@"'
+        torn = "printf '{\"numb' > deployments.jsonl; head -c 300k /dev/zero > filler"
+        mount = 'mount -t tmpfs -o size=256k tmpfs "$0" && cd "$0" &&'
+        mount += f' {torn if full else ":"}; exec "$@"'
         state = self.folder / "state"
         state.mkdir()
         b = self.boop(script, prefix=["unshare", "-rm", "sh", "-c", mount, str(state)])
         b.small = pathlib.Path(f"/proc/{b.process.pid}/root{state}")
         return b
+
+    def test_it_starts_with_a_torn_journal_too(self) -> None:
+        b = self.small("exit 0", full=True)
+        b.said("cannot write deployments.jsonl: No space left")
+        (b.small / "filler").unlink()
+        self.assertEqual(b.deploy()["status"], "success")
 
     def test_hooks_are_503_and_what_runs_goes_on_and_is_recorded_later(self) -> None:
         gate = self.gate()
@@ -3702,6 +3724,8 @@ class CatchUp(Case):
         tip = self.moved()
         b.said(f"poll: main is at {tip[:8]}: queued as 5")
         self.assertEqual(b.finished(5)["trigger"], "poll")
+        b.write_script("exit 0  # it is mended")
+        b.said("deployment .: success")
 
     def test_a_new_target_script_or_branch_is_deployed_at_the_next_start(self) -> None:
         b = self.origin(BOOP_BRANCH="")
@@ -3734,10 +3758,18 @@ class CatchUp(Case):
             b.finished(b.by_hand(commit=old).json["deployment"])
             self.looks(2, b.restart())
             self.assertEqual((len(b.records()), live.read_text()), (3, f"{old}1\n"))
+        with self.subTest("rolled back from, while it was out of reach"):
+            b.finished(b.push(self.moved()))
+            origin = self.folder / "origin.git"
+            away = origin.rename(self.folder / "away.git")
+            b.finished(b.by_hand(commit=old).json["deployment"])
+            away.rename(origin)
+            self.looks(2, b)
+            self.assertEqual((len(b.records()), live.read_text()), (5, f"{old}1\n"))
         with self.subTest("moved"):
             tip = self.moved()
             b.process.send_signal(signal.SIGHUP)
-            b.said("deployment 4: success")
+            b.said("deployment 6: success")
             self.assertEqual(live.read_text(), f"{tip}\n")
         shut.touch()
         with self.subTest("skipped, while another runs"):
@@ -3747,18 +3779,30 @@ class CatchUp(Case):
             answer = b.hook(github_push(commit=tip, message="Edit [skip ci]"))
             self.expect(answer, 200, "[skip ci]")
             gate.open()
-            b.finished(5)
+            b.finished(7)
             self.looks(2, b.restart())
-            self.assertEqual(len(b.records()), 5)
+            self.assertEqual(len(b.records()), 7)
         with self.subTest("cancelled"):
             b.push(self.moved())
             gate.reached()
-            self.assertEqual(b.by_hand(cancel=6).status, 200)
-            b.finished(6)
+            self.assertEqual(b.by_hand(cancel=8).status, 200)
+            b.finished(8)
             gate.close()
             shut.unlink()
             self.looks(2, b.restart(signal.SIGKILL))
-            self.assertEqual(b.by_hand(force=True).json["deployment"], 7)
+            self.assertEqual(b.by_hand(force=True).json["deployment"], 9)
+
+    def test_a_tip_that_came_while_a_rollback_was_cut_off_is_deployed(self) -> None:
+        b = self.origin()
+        old, new = git(self.checkout, "rev-parse", "HEAD"), self.moved()
+        repo = b.env["BOOP_REPO"]
+        running = {"status": "inprogress", "finished_at": None, "exact": True}
+        cut = record_of(1, repo=repo, commit=old, tip="f" * 40, **running)
+        b.state.mkdir()
+        (b.state / "deployments.jsonl").write_text(f"{json.dumps(cut)}\n")
+        b.start().said("catch-up: main is at .*: queued as 3")
+        self.assertEqual(b.finished(2)["commit"], old)
+        self.assertEqual(b.finished(3)["commit"], new)
 
     def test_a_repository_out_of_reach_is_one_warning_not_a_flood(self) -> None:
         away = self.folder / "away.git"
@@ -4184,6 +4228,13 @@ class Masking(Case):
         self.assertIn(b"\n***\n***\n***\n***\nboop: success", log)
         lines = sum(len(value.splitlines()) for value in self.SECRETS.values())
         self.assertEqual(log.count(b"***"), 5 * lines + 4)
+
+    def test_what_may_be_a_secrets_beginning_counts_as_dropped_too(self) -> None:
+        b = self.boop(
+            "printf 0123456789abcdefg", BOOP_LOG_LIMIT="10", MY_TOKEN="abcdefghijkl"
+        )
+        b.deploy()
+        self.assertIn("\nboop: 7 bytes were dropped\n", b.log(1))
 
     def test_no_secret_of_a_payload_is_shown_also_where_it_is_trimmed(self) -> None:
         secret = "tok-" + "0123456789" * 4
