@@ -3383,10 +3383,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("command", nargs="?", metavar="deploy|cancel")
     parser.add_argument("what", nargs="?", metavar="COMMIT|N")
-    force = "deploy: publish although most of the site is gone (DEPLOY_FORCE=1)"
+    force = "deploy: also what looks like an accident (DEPLOY_FORCE=1)"
     parser.add_argument("--force", action="store_true", help=force)
     parser.add_argument("--version", action="version", version=f"boop {VERSION}")
-    check = "check all that boop will need, and exit"
+    check = "check settings, port, state, repository and programs, and exit"
     parser.add_argument("--check", action="store_true", help=check)
     group = parser.add_argument_group("settings (a flag wins over its variable)")
     for s in SETTINGS:

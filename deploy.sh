@@ -4,7 +4,7 @@
 #
 # It is yours to replace, in any language. boop runs one at a time, in a folder that
 # stays from run to run ($BOOP_STATE/work), with stdin empty, and keeps all that it
-# prints as the log. Exit 0: the site is live; anything else: it is as it was.
+# prints as the log. Exit 0: the site is live; anything else: the deployment failed.
 #
 #   BOOP_REPO             URL or path of the repository: all that is needed by hand
 #   BOOP_BRANCH           the branch; empty: the repository's default one

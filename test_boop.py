@@ -4455,7 +4455,7 @@ def bench_pushes() -> None:
 
 THREE_COMMANDS = """
 rm -rf plain && git clone -q "$BOOP_REPO" plain && cd plain && hugo --quiet &&
-aws s3 sync --quiet --delete public "$DEPLOY_TO"
+aws --endpoint-url "$AWS_ENDPOINT_URL" s3 sync --quiet --delete public "$DEPLOY_TO"
 """
 
 
