@@ -133,8 +133,6 @@ class Mask:
 
     def text(self, text: str) -> str:
         """The text with every secret replaced."""
-        if not self._secrets:
-            return text
         data = text.encode("utf-8", "surrogatepass")
         return self._replace(data).decode("utf-8", "surrogatepass")
 
@@ -500,19 +498,14 @@ class Refusal(Exception):
     def __init__(self, status: int, why: str, word: str = "error") -> None:
         super().__init__(why)
         self.status, self.why, self.word = status, why, word
+        self.skipped: Push | None = None  # what its commit's message refuses
 
 
-class Skipped(Refusal):
-    """A push whose commit's message says that it shall not be deployed."""
-
-    def __init__(self, push: Push, why: str) -> None:
-        super().__init__(200, why, "ignored")
-        self.push = push
-
-
-def ignored(why: str) -> Refusal:
+def ignored(why: str, skipped: Push | None = None) -> Refusal:
     """Not wanted, and no mistake: 200, so that GitLab does not disable the hook."""
-    return Refusal(200, why, "ignored")
+    refusal = Refusal(200, why, "ignored")
+    refusal.skipped = skipped
+    return refusal
 
 
 # Headers that prove who sent a body, the strongest first. The first that is there
@@ -772,7 +765,7 @@ def _push(
     )
     for marker in SKIP_MARKERS:
         if marker in str(change.message).lower():
-            raise Skipped(push, f"the commit's message holds {marker}")
+            raise ignored(f"the commit's message holds {marker}", push)
     return push
 
 
@@ -1026,6 +1019,11 @@ class Deployments:
         """All of them, now."""
         return list(self._records.values())[::-1]  # numbers only grow
 
+    def last_finished(self) -> Deployment | None:
+        """The one that has ended last, whatever its number."""
+        ended = (d for d in self.newest_first() if d.finished)
+        return max(ended, key=lambda d: d.finished_at or "", default=None)
+
     def log_path(self, number: int) -> str:
         """Where the deployment's log is, or will be."""
         return os.path.join(self.folder, f"{number}.log")
@@ -1117,7 +1115,7 @@ class Deployments:
         it has from now on. What it was, or None where there is none."""
         with self._lock:
             d = self._records.get(number)
-            if d and not d.finished:
+            if d and not d.finished_at:
                 self._change(d, reason=CANCELLED)
             if d and d.status == "queued":
                 self._finish(number, CANCELLED, None)
@@ -1163,27 +1161,29 @@ class Deployments:
     def _settled(self, push: Push, way: str) -> bool:
         """Is there nothing to do for a tip? The newest deployment tells: nothing, if
 
-        - it was of the tip, and cancelled; else the one before it tells
         - it waits; or it is a rollback that has just begun: the next look knows more
-        - the tip is to be left alone: what was rolled back from, or `[skip ci]`
         - it was of the tip, and went the same way: by the same script and DEPLOY_
           variables; if it failed, only for a poll that has tried it once more: a start
           or a SIGHUP is somebody's wish, and tries again
+        - the tip is to be left alone: what was rolled back from, `[skip ci]`, cancelled
+
+        One that failed, and says nothing of the tip, leaves it to the one before it.
         """
         for d in self.newest_first():
             if (d.repo, d.branch) != (push.repo, push.branch):
                 return False
-            if d.reason == CANCELLED:
-                if push.commit in (d.commit, d.tip) and d.way in (None, way):
-                    return True
-                continue
             if not d.finished and (not d.tip if d.exact else d.status == "queued"):
                 return True
-            failed = d.status == "fail"
-            if push.commit == d.tip and not (d.exact and failed):
+            ours, left = push.commit == d.commit, push.commit == d.tip
+            if d.reason == CANCELLED:
+                if (ours or left) and d.way in (None, way):
+                    return True
+            elif d.status != "fail":
+                return left or (ours and d.way == way)
+            elif left and not d.exact:
                 return True
-            tried = not failed or d.trigger == push.trigger == "poll"
-            return push.commit == d.commit and d.way == way and tried
+            elif ours:
+                return d.way == way and d.trigger == push.trigger == "poll"
         return False
 
     def _change(self, d: Deployment, **fields: typing.Any) -> Deployment:
@@ -1311,11 +1311,9 @@ class Deployments:
 
     def _end_log(self, cut: Deployment) -> None:
         """Gives a log that was cut off the last line that every log has."""
-        try:
+        with contextlib.suppress(OSError):  # the disk is full
             with open(self.log_path(cut.number), "a", encoding="utf-8") as log:
                 log.write(f"\nboop: fail: {cut.reason}\n")
-        except OSError as error:
-            say(f"cannot end {cut.number}.log: {error.strerror}", WARNING)
 
 
 # --- 5. Runner ------------------------------------------------------------------------
@@ -1355,13 +1353,15 @@ class Origin:
         """
         with self._lock:
             tip, why = "", ""
+            if self._stopped:
+                return tip
             try:
                 found, tip = self.find(branch)
                 self._head = self._head if branch else found
             except OSError as error:
                 why = error.strerror or str(error)
             was, self.why = self.why, why
-            if why != was and not self._stopped:
+            if why != was:
                 again = f"{self._settings.repo} can be reached again"
                 say(why or again, WARNING if why else INFO)
         return tip
@@ -1585,6 +1585,8 @@ class Runner:
         except Exception as error:  # noqa: BLE001  it fails this one, and not the next
             reason = one_line(f"boop failed: {type(error).__name__}: {error}")
         seconds = time.monotonic() - begun
+        ended = self._deployments.note(d.number, finished_at=now())
+        reason = ended.reason or reason  # from here on, a cancel comes too late
         outcome = f"success in {took(seconds)}"
         if reason:
             outcome = f"fail after {took(seconds)}: {reason}"
@@ -1622,10 +1624,8 @@ class Runner:
         work = os.path.join(self._deployments.folder, "work")
         os.makedirs(work, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_NOFOLLOW
-        try:
+        with contextlib.suppress(OSError):  # a full disk: the script may not need it
             os.close(os.open(self._result, flags, 0o600))
-        except OSError as error:  # the disk is full: the script may not need it
-            say(f"cannot empty {self._result}: {error.strerror}", WARNING)
         return subprocess.Popen(
             [self._settings.script],
             cwd=work,
@@ -1641,7 +1641,7 @@ class Runner:
         """Why boop ends the deployment, if it does: a cancel gives one that runs its
         reason."""
         d = self._deployments.get(number)
-        return STOPPED if self._stop else (d and d.reason) or ""
+        return (d and d.reason) or (STOPPED if self._stop else "")
 
     def _watch(
         self, script: subprocess.Popen[bytes], number: int, log: Log
@@ -2891,8 +2891,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         signature(self.headers)
         try:
             push = self._push(self._length())
-        except Skipped as skipped:
-            self.deployments.skip(skipped.push)
+        except Refusal as refusal:
+            if refusal.skipped:
+                self.deployments.skip(refusal.skipped)
             raise
         if isinstance(push, Cancel):
             self._cancel(push.number)
@@ -2912,7 +2913,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         was = self.door.runner.cancel(number)
         if not was:
             raise Refusal(404, f"there is no deployment {number}")
-        if was.finished:
+        if was.finished_at:
             raise Refusal(409, f"deployment {number} has ended")
         self._send_json({"cancelled": number})
 
@@ -3012,7 +3013,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             log = open(self.deployments.log_path(d.number), "rb", 0)
         except FileNotFoundError:
-            self._send(f"boop: deployment {d.number} is {d.status}\n", TEXT)
+            why = f": {d.reason}" if d.reason else ""
+            self._send(f"boop: deployment {d.number} is {d.status}{why}\n", TEXT)
             return
         with log:
             size = os.fstat(log.fileno()).st_size
@@ -3047,9 +3049,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _badge(self) -> None:
         """GET /badge.svg: how the last finished deployment ended."""
-        newest = self.deployments.newest_first()
-        last = next((d for d in newest if d.finished), None)
-        self._send(badge_svg(last), "image/svg+xml")
+        self._send(badge_svg(self.deployments.last_finished()), "image/svg+xml")
 
     def _metrics(self) -> None:
         """GET /metrics: for Prometheus."""
@@ -3193,7 +3193,7 @@ class Boop:
     def _status(self) -> str:
         """What `systemctl status` shows."""
         newest = self._deployments.newest_first()
-        last = next((d for d in newest if d.finished), None)
+        last = self._deployments.last_finished()
         running = next((d for d in newest if d.status == "inprogress"), None)
         waiting = sum(d.status == "queued" for d in newest)
         result = f"{last.number}: {last.reason or last.status}" if last else "none yet"

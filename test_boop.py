@@ -1748,7 +1748,7 @@ class Starting(Case):
                 (0, "no BOOP_SECRET: every hook will be refused", {"BOOP_SECRET": ""}),
                 (78, "BOOP_PORT", {"BOOP_PORT": "-1"}),
                 (78, f"port {port}: Address already in use", {"BOOP_PORT": port}),
-                (78, "Name or service not known", {"BOOP_HOST": "no.such.invalid"}),
+                (78, "cannot listen on no.such", {"BOOP_HOST": "no.such.invalid"}),
                 (78, "does not appear to be", {"BOOP_REPO": f"{self.folder}/none"}),
                 (78, "no branch x", {"BOOP_BRANCH": "x"}),
                 (78, "not boop's", {"BOOP_STATE": str(checkout)}),
@@ -2001,6 +2001,7 @@ class ByHand(Case):
         answer = b.by_hand(cancel=3)
         self.assertEqual((answer.status, answer.json), (200, {"cancelled": 3}))
         self.assertEqual(b.record(3)["reason"], "cancelled by hand")
+        self.assertIn("deployment 3 is fail: cancelled by hand", b.log(3))
         self.assertEqual(b.record(2)["status"], "inprogress")
         status, out, err = self.ask(b, command="cancel")
         self.assertEqual((status, out), (0, "deployment 2 is cancelled\n"), err)
@@ -2008,6 +2009,7 @@ class ByHand(Case):
         ended = record["status"], record["reason"]
         self.assertEqual(ended, ("fail", "cancelled by hand"))
         self.assertIn("bye\nboop: fail after", b.log(2))
+        self.expect(b.by_hand(cancel=2), 409)
         self.assertEqual(b.finished(4)["status"], "success")
         status, out, err = self.ask(b, command="cancel")
         self.assertEqual((status, out), (1, ""))
@@ -3199,7 +3201,8 @@ class Unit(Case):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(crt, key)
         handler = functools.partial(Quiet, directory=str(origin))
-        shell(f"groupdel boop || :; {readme_block('adduser')}")
+        block = readme_block(stop := "systemctl stop boop; ")
+        shell(f"groupdel boop || :; {block.removeprefix(stop)}")  # it does not run yet
         self.addCleanup(shell, "userdel -f boop; rm -r /var/www/site")
         with serving(handler, context) as port:
             self.start(
@@ -3747,10 +3750,9 @@ class CatchUp(Case):
 
     def test_what_somebody_decided_against_waits_until_the_branch_moves(self) -> None:
         gate, shut = self.gate(), self.folder / "shut"
-        b = self.origin(
-            f"[ ! -e {shut} ] || {{ {gate.wait}; }};"
-            'echo "$BOOP_COMMIT$BOOP_EXACT" > ../live'
-        ).start()
+        script = f"[ ! -e {shut} ] || {{ {gate.wait}; }};"
+        script += 'echo "$BOOP_COMMIT$BOOP_EXACT" > ../live'
+        b = self.origin(script).start()
         b.said("deployment 1: success")
         old, live = git(self.checkout, "rev-parse", "HEAD"), b.state / "live"
         with self.subTest("rolled back from"):
@@ -3758,6 +3760,12 @@ class CatchUp(Case):
             b.finished(b.by_hand(commit=old).json["deployment"])
             self.looks(2, b.restart())
             self.assertEqual((len(b.records()), live.read_text()), (3, f"{old}1\n"))
+        with self.subTest("rolled back from, and then a rollback that failed"):
+            b.write_script("exit 1")
+            b.finished(b.by_hand(commit="f" * 40).json["deployment"])
+            b.write_script(script)
+            self.looks(2, b.restart())
+            self.assertEqual((len(b.records()), live.read_text()), (4, f"{old}1\n"))
         with self.subTest("rolled back from, while it was out of reach"):
             b.finished(b.push(self.moved()))
             origin = self.folder / "origin.git"
@@ -3765,11 +3773,11 @@ class CatchUp(Case):
             b.finished(b.by_hand(commit=old).json["deployment"])
             away.rename(origin)
             self.looks(2, b)
-            self.assertEqual((len(b.records()), live.read_text()), (5, f"{old}1\n"))
+            self.assertEqual((len(b.records()), live.read_text()), (6, f"{old}1\n"))
         with self.subTest("moved"):
             tip = self.moved()
             b.process.send_signal(signal.SIGHUP)
-            b.said("deployment 6: success")
+            b.said("deployment 7: success")
             self.assertEqual(live.read_text(), f"{tip}\n")
         shut.touch()
         with self.subTest("skipped, while another runs"):
@@ -3779,18 +3787,18 @@ class CatchUp(Case):
             answer = b.hook(github_push(commit=tip, message="Edit [skip ci]"))
             self.expect(answer, 200, "[skip ci]")
             gate.open()
-            b.finished(7)
+            b.finished(8)
             self.looks(2, b.restart())
-            self.assertEqual(len(b.records()), 7)
+            self.assertEqual(len(b.records()), 8)
         with self.subTest("cancelled"):
             b.push(self.moved())
             gate.reached()
-            self.assertEqual(b.by_hand(cancel=8).status, 200)
-            b.finished(8)
+            self.assertEqual(b.by_hand(cancel=9).status, 200)
+            b.finished(9)
             gate.close()
             shut.unlink()
             self.looks(2, b.restart(signal.SIGKILL))
-            self.assertEqual(b.by_hand(force=True).json["deployment"], 9)
+            self.assertEqual(b.by_hand(force=True).json["deployment"], 10)
 
     def test_a_tip_that_came_while_a_rollback_was_cut_off_is_deployed(self) -> None:
         b = self.origin()
