@@ -87,7 +87,7 @@ pick() {                        # pick NAMES FOLDER [-l]: copy or link files of 
 #   put NAMES CACHE-CONTROL [CONTENT-TYPE]    publish the site's files that a file names
 #   delete   what the file "gone" names
 case $target in
-  s3://?*)
+  s3://[!/]*)
     bucket=${target#s3://} bucket=${bucket%%/*} target=${target%/}
     prefix=${target#"s3://$bucket"} prefix=${prefix#/} prefix=${prefix:+$prefix/}
     list() {                    # but not "None", nor a console's "folder/"
@@ -95,6 +95,7 @@ case $target in
         --query 'Contents[].[Size,Key]' --output text |
         sed -nE "s/^([0-9]+\t).{${#prefix}}(.*[^/])\$/\1\2/p" >there
     }
+    new=stage
     put() {
       rm -rf stage && mkdir stage && pick "$1" "$work/stage" -l &&
         aws s3 cp --recursive --only-show-errors stage "$target" \
@@ -127,11 +128,13 @@ case $target in
     }
     put() {                     # by links that cp renames: never half a file
       local swapped             # a file takes the place of a folder, or the reverse
-      swapped=$(find "$site" "$target" -type d -printf '%P\n' | sort |
-        comm -12 - <(sort changed gone))
+      if [[ ! -e $new ]]; then  # all at once, as there may be no room for it
+        if ! mkdir -- "$new" || ! pick changed "$new"; then rm -rf -- "$new"; return 1; fi
+      fi
+      swapped=$(find "$site" "$target" -path "$new" -prune -o -type d -printf '%P\n' |
+        sort | comm -12 - <(sort changed gone))
       if [[ $swapped ]]; then delete && : >gone; fi &&
-        mkdir -- "$new" && pick "$1" "$new" &&
-        cp -rlf -- "$new/." "$target" && rm -rf -- "$new"
+        (cd "$new" && xargs -d '\n' cp -lf --parents -t "$target" -- <"$work/$1")
     }
     delete() (                  # and the folders that they leave empty
       cd "$target" && xargs -d '\n' rm -f -- <"$work/gone" || return
@@ -245,7 +248,7 @@ touch "$last" "$last.tried"
 cp "$last.tried" tried
 if [[ ${DEPLOY_FULL:-} == 1 ]]; then sed 's/^/-/' "$last" >>tried; fi
 wait "$lister"                  # it has said what failed
-truncate -s 0 changed lost gone others
+truncate -s 0 changed lost gone others in_way
 LC_ALL=C awk -F '\t' '
   { name = substr($0, length($1) + 2) }
   list == "last"  { last[$0]; published[name]; ours[name] }
@@ -253,11 +256,22 @@ LC_ALL=C awk -F '\t' '
   list == "there" { there[$0]; standing[name] }
   list == "here"  { if (!($0 in there)) changed[name]; site[name] }
   list == "new"   { if (!($0 in last) || name in doubted) changed[name] }
+  function folders(name, of) { while (sub("/[^/]*$", "", name)) of[name] }
   END {
     for (name in changed) print name >"changed"
     for (name in published) if (!(name in site)) print name >"lost"
+    for (name in site) folders(name, in_site)
     for (name in standing)
-      if (!(name in site)) print name >(name in ours ? "gone" : "others")
+      if (name in ours) { if (!(name in site)) print name >"gone" }
+      else if (name in site) taken += name in changed
+      else {
+        print name >"others"
+        if (name in in_site) print name >"in_way"
+        delete above
+        folders(name, above)
+        for (folder in above) if (folder in site) print name >"in_way"
+      }
+    if (taken) print taken " files here were not boop\47s: the site has them now, too"
   }' list=last "$last" list=tried tried list=there there list=here here \
   list=new manifest
 if [[ ${DEPLOY_FORCE:-} == 1 ]]; then
@@ -266,6 +280,7 @@ elif [[ -s others ]]; then
   theirs=$(wc -l <others)
   echo "$theirs files here are not boop's: left alone; DEPLOY_FORCE=1 deletes them"
 fi
+if [[ -s in_way && ! ${bucket:-} ]]; then refuse "$(head -n 1 in_way) is in the site's way"; fi
 # The default folder is boop's own: there, another repository's site may take over.
 if [[ ! ${DEPLOY_TO:-} && -e manifests/repo && $(<manifests/repo) != "$repo" ]]; then
   truncate -s 0 lost
@@ -302,6 +317,7 @@ if [[ -s changed || -s gone || -s tried ]]; then
     cache=${batch:8:1} type=${batch:10}
     try "cannot publish to $target" put "$batch" "${caches[cache]}" "${type/:/\/}"
   done
+  rm -rf -- "$new"
   if [[ -s gone ]]; then try "cannot delete in $target" delete; fi
   report publish "$target"
   if [[ ${DEPLOY_CLOUDFRONT:-} ]]; then

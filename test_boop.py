@@ -2250,6 +2250,31 @@ class DeployToFolder(DeployCase):
             ],
         )
 
+    def test_what_is_in_the_sites_way_and_not_boops_leaves_it_as_it_was(self):
+        self.publish({"a.html": "1", "i.html": "1"})
+        for theirs, ours in (("k.html/mine", "k.html"), ("blog", "blog/index.html")):
+            path = self.target / theirs
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("mine")
+            self.repository.commit(files={"a.html": theirs, ours: "1"})
+            reason = self.refused()
+            self.assertIn(f"{theirs} is in the site's way", reason)
+            live = {"a.html": b"1", "i.html": b"1", theirs: b"mine"}
+            self.assertEqual(self.live(), live)
+            path.unlink()
+            if "/" in theirs:
+                path.parent.rmdir()
+            self.repository.commit(files={ours: None})
+        (self.target / "robots.txt").write_text("mine")
+        said = "1 files here were not boop's: the site has them now, too"
+        self.assertIn(said, self.publish({"robots.txt": "ours"}))
+        full = '[[ " $* " != *.boop.new* ]] || { echo No space left >&2; exit 1; }'
+        self.wrap("cp", full)
+        live = self.live()
+        self.repository.commit(files={"a.html": "3", "style.css": "3"})
+        self.assertIn("No space left", self.refused())
+        self.assertEqual(self.live(), live)
+
     def test_a_file_may_become_a_folder_and_a_folder_a_file(self):
         self.publish({"a": "file", "b/c/d.html": "page", "k": "k", "l": "l"})
         gone = {"a": None, "b/c/d.html": None}
@@ -2268,12 +2293,7 @@ class DeployToFolder(DeployCase):
         self.assertIn(note, self.run_it(DEPLOY_FULL=1))
         self.assertEqual(self.live(), self.site() | photos)
         self.assertTrue((self.target / "empty").exists())
-        for name in ("2023", "mine/x.html"):  # in the way of their folder, and file
-            self.repository.commit("Clash", {name: "boop's"})
-            self.assertIn("cannot overwrite", self.refused())
-            self.assertEqual(self.live() | photos, self.live())
-            self.repository.commit("No clash", {name: None})
-        self.publish({}, DEPLOY_FORCE=1)
+        self.publish({"mine/x.html": "boop's"}, DEPLOY_FORCE=1)
 
     def test_what_was_published_is_known_for_each_target_and_lost_with_the_state(self):
         self.publish({**PLAIN, "old.html": "o"})
