@@ -2850,7 +2850,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Sends a part of it, from the page cache to the socket: sendfile(2). How far
         it came."""
         out, source = self.connection.fileno(), file.fileno()
-        while sent := os.sendfile(out, source, at, end - at):
+        while at < end and (sent := os.sendfile(out, source, at, end - at)):
             at += sent
         return at
 
@@ -3030,13 +3030,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _growth(self, number: int) -> typing.Iterator[None]:
         """Sends what the log has grown by, until its deployment has ended."""
-        at = 0
+        at, log = 0, None
         while True:
             deployment = self.deployments.get(number)
             over = deployment is None or deployment.finished  # before the last look
             with contextlib.suppress(FileNotFoundError):  # it waits for its turn
-                with open(self.deployments.log_path(number), "rb", 0) as log:
-                    at = self._write_file(log, at, os.fstat(log.fileno()).st_size)
+                log = log or open(self.deployments.log_path(number), "rb", 0)
+                at = self._write_file(log, at, os.fstat(log.fileno()).st_size)
             if over:
                 return
             yield
