@@ -986,6 +986,7 @@ class Deployments:
         self._keep = keep
         self._records: dict[int, Deployment] = {}
         self._last = 0  # the highest number that was ever used
+        self._ended = 0  # the number whose script has ended
         self._lines = 0  # added to the journal since it was written anew
         self.folder = folder
         self.unwritable = ""  # why, while the disk takes no records
@@ -1110,16 +1111,26 @@ class Deployments:
         with self._lock:
             return self._change(self._records[number], **fields)
 
-    def cancel(self, number: int) -> Deployment | None:
+    def cancel(self, number: int) -> Deployment:
         """Ends a queued deployment; of one that runs, the runner reads the reason that
-        it has from now on. What it was, or None where there is none."""
+        it has from now on. What it was; Refusal (404, 409) where nothing is to end."""
         with self._lock:
             d = self._records.get(number)
-            if d and not d.finished_at:
-                self._change(d, reason=CANCELLED)
-            if d and d.status == "queued":
+            if not d:
+                raise Refusal(404, f"there is no deployment {number}")
+            if d.finished or number == self._ended:
+                raise Refusal(409, f"deployment {number} has ended")
+            if d.status == "queued":
                 self._finish(number, CANCELLED, None)
+            else:
+                self._change(d, reason=CANCELLED)
             return d
+
+    def ended(self, number: int) -> str | None:
+        """The reason of a cancel, if there was one; from here on, it comes too late."""
+        with self._lock:
+            self._ended = number
+            return self._records[number].reason
 
     def finish(
         self, number: int, reason: str | None, duration: float, **result: str
@@ -1550,13 +1561,12 @@ class Runner:
         self._stop = True
         self.wake()
 
-    def cancel(self, number: int) -> Deployment | None:
-        """Ends a deployment by hand. What it was, or None where there is none."""
+    def cancel(self, number: int) -> None:
+        """Ends a deployment by hand; or Refusal, see Deployments.cancel."""
         was, now = self._deployments.cancel(number), self._deployments.get(number)
-        if was and was.status == "queued" and now:
+        if was.status == "queued" and now:
             self._report(now)
         self.wake()
-        return was
 
     def run(self) -> None:
         """The thread: until stop; then done is set."""
@@ -1585,8 +1595,7 @@ class Runner:
         except Exception as error:  # noqa: BLE001  it fails this one, and not the next
             reason = one_line(f"boop failed: {type(error).__name__}: {error}")
         seconds = time.monotonic() - begun
-        ended = self._deployments.note(d.number, finished_at=now())
-        reason = ended.reason or reason  # from here on, a cancel comes too late
+        reason = self._deployments.ended(d.number) or reason
         outcome = f"success in {took(seconds)}"
         if reason:
             outcome = f"fail after {took(seconds)}: {reason}"
@@ -1638,8 +1647,7 @@ class Runner:
         )
 
     def _told_to_end(self, number: int) -> str:
-        """Why boop ends the deployment, if it does: a cancel gives one that runs its
-        reason."""
+        """Why boop ends the deployment, if it does: by a cancel it has a reason."""
         d = self._deployments.get(number)
         return (d and d.reason) or (STOPPED if self._stop else "")
 
@@ -2896,7 +2904,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.deployments.skip(refusal.skipped)
             raise
         if isinstance(push, Cancel):
-            self._cancel(push.number)
+            self.door.runner.cancel(push.number)
+            self._send_json({"cancelled": push.number})
             return
         try:
             number = self.deployments.add(push).number
@@ -2907,15 +2916,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._send_json(answer, 202)
         finally:
             self.door.runner.wake()
-
-    def _cancel(self, number: int) -> None:
-        """{"cancel": 7}: 200, 409 when it has ended, 404 when there is none."""
-        was = self.door.runner.cancel(number)
-        if not was:
-            raise Refusal(404, f"there is no deployment {number}")
-        if was.finished_at:
-            raise Refusal(409, f"deployment {number} has ended")
-        self._send_json({"cancelled": number})
 
     def _length(self) -> int:
         """The body's length, before a byte of it is read: RFC 9112, 6.3."""

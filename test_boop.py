@@ -2010,6 +2010,11 @@ class ByHand(Case):
         self.assertEqual(ended, ("fail", "cancelled by hand"))
         self.assertIn("bye\nboop: fail after", b.log(2))
         self.expect(b.by_hand(cancel=2), 409)
+        written = [(d["number"], d["status"]) for d in b.journal()]
+        self.assertEqual(
+            written[:3], [(1, s) for s in ("queued", "inprogress", "success")]
+        )
+        self.assertEqual([s for n, s in written if n == 3], ["queued", "fail"])
         self.assertEqual(b.finished(4)["status"], "success")
         status, out, err = self.ask(b, command="cancel")
         self.assertEqual((status, out), (1, ""))
