@@ -141,8 +141,7 @@ class Mask:
         if not self._secrets:
             return data
         data = self._held + data
-        longest = len(self._secrets[0])
-        first = max(0, data.rfind(b"\n") + 1, len(data) - longest + 1)
+        first = max(0, data.rfind(b"\n") + 1, len(data) - len(self._secrets[0]) + 1)
         ends = (i for i in range(first, len(data)) if self._begins(data, i))
         safe = next(ends, len(data))
         for found in self._pattern.finditer(data):
@@ -2739,6 +2738,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if len(head) >= MAX_HEAD_BYTES:
                 raise Refusal(431, f"the request's head is over {MAX_HEAD_BYTES} bytes")
             head = (head + self._receive(deadline)).lstrip(b"\r\n")
+            self.path = "/deploy" if head.startswith(b"POST /deploy ") else ""
         head, self._unread = head[: end.end()], head[end.end() :]
         if not HEAD.fullmatch(head):
             raise Refusal(400, "the request's head is not HTTP/1.1: RFC 9112")

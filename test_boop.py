@@ -4043,6 +4043,9 @@ class BadClients(Case):
         ):
             with self.subTest(name):
                 self.assertEqual(statuses(b.raw(data)), expected)
+        answer = b.raw(b"POST /deploy HTTP/1.1\r\nHost x\r\n\r\n")
+        self.assertIn(b'{"error": "the request\'s head', answer)
+        b.said("400 to 127.0.0.1: the request's head")
         for cut in range(0, len(good), 40):  # vanished clients: RST
             s = b.connect(good[:cut])
             s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
