@@ -12,11 +12,9 @@ The way of a push, left to right, and the thread that each part runs in:
                                                                             |
     curl, browser <-- Handler: list, log, ?follow (its own) <---------------+
 
-Threads: *main* accepts connections, minds signals, and tells systemd that all is well;
-each connection has one of its own, for its one request; *runner* runs the script;
-*catch-up* asks git for the branch's tip; *reporters* talk to GitHub and to BOOP_NOTIFY
-(only where one of them is set). A connection's thread or the runner may ask git, too,
-where a request by hand needs to know the branch or its tip: one at a time (Origin).
+Threads: *main* minds signals, and tells systemd that all is well; each connection is
+served by a thread of its own; *runner* runs the script; *catch-up* asks git for the
+branch's tip; *reporters* talk to GitHub and to BOOP_NOTIFY, where one of them is set.
 
 The rooms, top to bottom; each uses only the rooms above it:
 
@@ -34,7 +32,6 @@ The rooms, top to bottom; each uses only the rooms above it:
 from __future__ import annotations
 
 import base64
-import collections
 import contextlib
 import datetime
 import email.message
@@ -84,6 +81,7 @@ BODY_DEADLINE_S = 60  # and for a whole body
 SEND_TIMEOUT_S = 30  # a reader that takes nothing for so long is gone
 LINGER_S = 2  # to read on after a refusal, so that the client sees why
 LOOK_S = 1  # between a follower's looks whether its client is there
+SPARE_THREADS = 2  # that wait for connections
 MAX_CONNECTIONS = 400  # each costs a thread; with a log open, two of 1,024 descriptors
 MAX_FOLLOWERS = 200  # of those: they stay, and pushes need a place
 BACKLOG = 1024  # socketserver's 5 makes the kernel drop SYNs in a burst
@@ -479,9 +477,10 @@ class Push(typing.NamedTuple):
     commit: str | None = None
     message: str | None = None
     author: str | None = None
-    trigger: str = "push"
+    trigger: str = "push"  # or manual; or what in its message says not to deploy it
     exact: bool = False  # exactly the commit, not the branch's tip
     force: bool = False  # whatever deploy.sh thinks of it
+    tip: str | None = None  # of an exact one: what it rolls back from, if known
     full_name: str | None = None  # "owner/repository", as the forge's API has it
 
 
@@ -497,14 +496,11 @@ class Refusal(Exception):
     def __init__(self, status: int, why: str, word: str = "error") -> None:
         super().__init__(why)
         self.status, self.why, self.word = status, why, word
-        self.skipped: Push | None = None  # what its commit's message refuses
 
 
-def ignored(why: str, skipped: Push | None = None) -> Refusal:
+def ignored(why: str) -> Refusal:
     """Not wanted, and no mistake: 200, so that GitLab does not disable the hook."""
-    refusal = Refusal(200, why, "ignored")
-    refusal.skipped = skipped
-    return refusal
+    return Refusal(200, why, "ignored")
 
 
 # Headers that prove who sent a body, the strongest first. The first that is there
@@ -606,17 +602,21 @@ def form_payload(body: Body) -> bytes:
 
 
 def parse(
-    headers: Headers, body: Body, settings: Settings, head: typing.Callable[[], str]
+    headers: Headers, body: Body, settings: Settings, look: Look
 ) -> Push | Cancel:
     """What a verified request asks for; Refusal says why it asks for nothing.
 
-    head: asks for the configured repository's default branch; "" where unknown.
+    look: asks the configured repository for the branch to deploy and its tip, which is
+    None where it can't be known.
     """
     payload = _json_object(body, media_type(headers))
     for forge in FORGES:
         if forge.event_header in headers:
-            return _push(forge, headers, payload, settings, head)
-    return _manual(payload, settings, head)
+            return _push(forge, headers, payload, settings, look)
+    return _manual(payload, settings, look)
+
+
+Look = typing.Callable[[], "tuple[str, str | None]"]
 
 
 def _json_object(body: Body, kind: str) -> dict[str, typing.Any]:
@@ -726,7 +726,6 @@ FORGES = (  # Forgejo and Gitea send the event headers of those they come from, 
     Forge("X-Event-Key", "repo:push", "diagnostics:ping", _bitbucket),
 )
 SKIP_MARKERS = ("[skip ci]", "[ci skip]", "[no ci]", "[skip deploy]")
-_NO_DEFAULT_BRANCH = "git could not say the default branch; set BOOP_BRANCH"
 
 
 def _push(
@@ -734,7 +733,7 @@ def _push(
     headers: Headers,
     payload: dict[str, typing.Any],
     settings: Settings,
-    head: typing.Callable[[], str],
+    look: Look,
 ) -> Push:
     event = headers[forge.event_header]
     if event == forge.ping:
@@ -742,9 +741,9 @@ def _push(
     if event != forge.push:
         raise ignored(f'event "{one_line(event, 60)}": only "{forge.push}" is deployed')
     delivery = forge.read(payload)
-    wanted = settings.branch or delivery.default_branch or head()
+    wanted = settings.branch or delivery.default_branch
     if not wanted and settings.repo:
-        raise Refusal(503, _NO_DEFAULT_BRANCH)
+        wanted, _ = look()
     if not delivery.changes:
         raise Refusal(400, "a push without changes: push.changes is missing or empty")
     whys = [_unwanted(change, wanted) for change in delivery.changes]
@@ -764,7 +763,7 @@ def _push(
     )
     for marker in SKIP_MARKERS:
         if marker in str(change.message).lower():
-            raise ignored(f"the commit's message holds {marker}", push)
+            return push._replace(trigger=marker)
     return push
 
 
@@ -793,7 +792,7 @@ def _unwanted(change: Change, wanted: typing.Any) -> str:
 
 
 def _manual(
-    payload: dict[str, typing.Any], settings: Settings, head: typing.Callable[[], str]
+    payload: dict[str, typing.Any], settings: Settings, look: Look
 ) -> Push | Cancel:
     """Asked by hand, with no forge's event header: {}, {"commit": "<full sha>"}, both
     also with "force": true, or {"cancel": 7}."""
@@ -809,11 +808,11 @@ def _manual(
         raise Refusal(400, '"commit" is not a full commit id (40 or 64 hex digits)')
     if not settings.repo:
         raise Refusal(400, "which repository? Set BOOP_REPO to ask by hand")
-    branch = settings.branch or head()
-    if not branch:
-        raise Refusal(503, _NO_DEFAULT_BRANCH)
-    exact, commit = commit is not None, commit and commit.lower()
-    return Push(settings.repo, branch, commit, None, None, "manual", exact, force)
+    branch, tip = look()
+    push = Push(settings.repo, branch, tip, trigger="manual", force=force)
+    if commit is None:
+        return push
+    return push._replace(commit=commit.lower(), exact=True, tip=tip)
 
 
 def is_commit(value: typing.Any) -> bool:
@@ -855,12 +854,9 @@ def clone_url(value: typing.Any) -> str:
 # --- 4. Deployments -------------------------------------------------------------------
 
 JOURNAL = "deployments.jsonl"
-STATUSES = ("queued", "inprogress", "success", "fail")
 STOPPED, KILLED = "interrupted: boop was stopped", "interrupted: boop was killed"
 CANCELLED = "cancelled by hand"
-NOT_BOOPS = f"it holds files, and no {JOURNAL}: it is not boop's"
 COMPACT_LINES = 1000  # added to the journal before it is written anew
-MAX_CHANGES = 1000  # that a follower of the list may be behind
 
 
 class Deployment(typing.NamedTuple):
@@ -872,7 +868,7 @@ class Deployment(typing.NamedTuple):
 
     number: int
     status: str  # queued, inprogress, success, fail
-    reason: str | None = None  # of a fail
+    reason: str | None = None  # of a fail; of one that runs: it is being cancelled
     trigger: str = "push"  # or catch-up, poll, manual, interrupted
     repo: str = ""
     branch: str = ""
@@ -902,6 +898,12 @@ class Deployment(typing.NamedTuple):
         """Was it cut short by boop's own end?"""
         return self.status == "fail" and self.reason in (STOPPED, KILLED)
 
+    @property
+    def void(self) -> bool:
+        """Cancelled, or a rollback that failed: it left all as it was."""
+        undone = self.exact and not self.interrupted
+        return self.status == "fail" and (undone or self.reason == CANCELLED)
+
     def wants(self, push: Push) -> bool:
         """Do both want the branch's tip, or both exactly the same commit?"""
         same = (self.exact, self.force) == (push.exact, push.force)
@@ -912,21 +914,21 @@ class Deployment(typing.NamedTuple):
         return dict(list(self._asdict().items())[:15])
 
 
-KINDS = typing.get_type_hints(Deployment)
+KINDS = typing.get_type_hints(Deployment).values()
 
 
 def from_json(line: bytes) -> Deployment:
     """A deployment from a line of the journal; ValueError where it is none."""
     try:
         d = Deployment(**json.loads(line))
-        for text in (d.queued_at, d.started_at, d.finished_at):
-            _ = text is None or unix_time(text)
+        right = all(map(isinstance, d, KINDS)) and d.number > 0
+        for text in filter(None, (d.queued_at, d.started_at, d.finished_at)):
+            unix_time(text)
     except (TypeError, AttributeError, ArithmeticError, RecursionError):
-        raise ValueError("not a deployment") from None
-    right = all(isinstance(getattr(d, name), kind) for name, kind in KINDS.items())
-    if right and d.number > 0 and d.status in STATUSES:
-        return d
-    raise ValueError("not a deployment")
+        right = False
+    if not right or d.status not in ("queued", "inprogress", "success", "fail"):
+        raise ValueError("not a deployment")
+    return d
 
 
 def now() -> str:
@@ -953,9 +955,11 @@ def took(seconds: float) -> str:
     return f"{minutes // 60}h {minutes % 60:02}m"
 
 
-def is_boops(names: list[str]) -> bool:
-    """Is a folder that holds these names boop's own, or free to become it?"""
-    return not names or JOURNAL in names
+def check_state(folder: str) -> None:
+    """Raises OSError where a folder is in use, and not by a boop."""
+    names = os.listdir(folder)
+    if names and JOURNAL not in names:
+        raise OSError(None, f"it holds files, and no {JOURNAL}: it is not boop's")
 
 
 class Deployments:
@@ -964,8 +968,7 @@ class Deployments:
     The lock's rule: whoever changes holds it, for the sync of a new deployment as
     well, so that a push which shares a queued deployment is never acknowledged before
     that one is safe. Readers take no lock: a dict's get and a list of its values are
-    atomic, and what they hold are snapshots. The news' lock is taken inside this one,
-    and never the other way round.
+    atomic, and what they hold are snapshots.
 
     On disk, each change is a line appended to the journal; the newest line of a number
     counts. Only a new deployment's is synced, before `add` returns: kill -9 does not
@@ -977,17 +980,13 @@ class Deployments:
     def __init__(self, folder: str, keep: int) -> None:
         """Raises OSError when the folder can't be used, or another boop uses it."""
         self._lock = threading.Lock()
-        self._news = threading.Condition()  # for the next four
-        self._newest_changes = collections.deque[Deployment](maxlen=MAX_CHANGES)
-        self.changes = 0  # of deployments, so far
-        self._events = 1  # those, and what has grown a log; from 1: wait(0) is at once
-        self._closed = False
+        self._followers: set[News] = set()
         self._keep = keep
-        self._records: dict[int, Deployment] = {}
+        self._records: dict[int, Deployment] = {}  # numbers only grow
         self._last = 0  # the highest number that was ever used
-        self._ended = 0  # the number whose script has ended
         self._lines = 0  # added to the journal since it was written anew
         self.folder = folder
+        self.closed = False
         self.unwritable = ""  # why, while the disk takes no records
         self.totals = {"success": 0, "fail": 0}  # finished since boop started, and the
         self.seconds = 0.0  # time they took: they never go down, as old records do
@@ -997,9 +996,9 @@ class Deployments:
             fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(None, "another boop is using it") from None
-        if not is_boops(os.listdir(folder)):
-            raise OSError(None, NOT_BOOPS)
-        self._journal = self._open(JOURNAL)
+        check_state(folder)
+        self._path = os.path.join(folder, JOURNAL)
+        self._journal = self._open(self._path)
         self._load()
         # Whose scripts may still be there. Of a start, a full disk takes no record; of
         # a stop, a process may have been left that is no more in the script's group.
@@ -1017,7 +1016,7 @@ class Deployments:
 
     def newest_first(self) -> list[Deployment]:
         """All of them, now."""
-        return list(self._records.values())[::-1]  # numbers only grow
+        return list(self._records.values())[::-1]
 
     def last_finished(self) -> Deployment | None:
         """The one that has ended last, whatever its number."""
@@ -1028,33 +1027,29 @@ class Deployments:
         """Where the deployment's log is, or will be."""
         return os.path.join(self.folder, f"{number}.log")
 
-    # News, for those who follow.
+    # News, for those who follow. Any thread, and no lock: what a set or a queue does
+    # here is atomic.
 
-    def tell(self) -> None:
-        """A deployment has changed, or a log has grown. Any thread."""
-        with self._news:
-            self._events += 1
-            self._news.notify_all()
+    @contextlib.contextmanager
+    def news(self) -> typing.Iterator[News]:
+        """A queue of what happens from now on: each deployment that changes, and None
+        when a log has grown, or boop ends."""
+        news: News = queue.SimpleQueue()
+        self._followers.add(news)
+        try:
+            yield news
+        finally:
+            self._followers.discard(news)
 
-    def wait(self, seen: int, seconds: float) -> int:
-        """Waits, at most so long, until there is news since `seen`: what is to be
-        passed the next time; -1 after close."""
-        with self._news:
-            self._news.wait_for(lambda: self._events != seen or self._closed, seconds)
-            return -1 if self._closed else self._events
-
-    def since(self, count: int) -> tuple[int, list[Deployment]]:
-        """How many changes there have been, and those after the count-th; of very
-        many, the newest."""
-        with self._news:
-            new = min(self.changes - count, MAX_CHANGES)
-            return self.changes, list(self._newest_changes)[-new:] if new else []
+    def tell(self, changed: Deployment | None = None) -> None:
+        """Tells all who follow."""
+        for news in tuple(self._followers):
+            news.put(changed)
 
     def close(self) -> None:
-        """Lets all who wait go, once they have what there is."""
-        with self._news:
-            self._closed = True
-            self._news.notify_all()
+        """Lets all who follow go, once they have what there is."""
+        self.closed = True
+        self.tell()
 
     # Writing: each takes the lock.
 
@@ -1064,80 +1059,65 @@ class Deployments:
         Raises OSError when it can't be recorded: then it is not queued.
         """
         with self._lock:
-            pushes = int(push.trigger == "push")
-            newest = self._newest(push.repo, push.branch)
+            newest, count = self._newest(push), int(push.trigger == "push")
             if newest and newest.status == "queued" and newest.wants(push):
                 # It is safe already, and what this adds is no promise: written when
                 # it starts.
-                known = push if push.commit else newest
+                new = push.message or push.commit not in (None, newest.commit)
+                known = push if new else newest
                 return self._put(
                     newest._replace(
-                        pushes=newest.pushes + pushes,
+                        pushes=newest.pushes + count,
                         commit=known.commit,
                         message=known.message,
                         author=known.author,
-                        full_name=push.full_name or newest.full_name,
                     )
                 )
-            d = self._next(push, pushes)
+            if newest and push.exact and not push.tip:
+                push = push._replace(tip=newest.tip or newest.commit)
+            d = self._new(push, count)
             self._append(d, sync=True)
             self._last = d.number
             return self._put(d)
 
     def catch_up(self, push: Push, way: str) -> Deployment | None:
         """Queues a tip that was looked up, unless it is dealt with. Raises OSError."""
-        newest = self._newest(push.repo, push.branch)
-        if newest and newest.exact and newest.status == "success" and not newest.tip:
-            self.skip(push)  # which was out of reach when it was rolled back from
         return None if self._settled(push, way) else self.add(push)
 
     def skip(self, push: Push) -> None:
         """Notes a tip that shall not be deployed, for catch-up to leave it alone."""
         with self._lock:
-            newest = self._newest(push.repo, push.branch)
-            if newest:
+            if newest := self._newest(push):
                 self._change(newest, tip=push.commit)
 
     def start(self, way: str) -> Deployment | None:
         """Takes the queued deployment of the lowest number; only the runner may."""
         with self._lock:
             queued = (d for d in self._records.values() if d.status == "queued")
-            d = next(queued, None)  # numbers only grow
+            d = next(queued, None)
             return d and self._change(d, status="inprogress", started_at=now(), way=way)
 
-    def note(self, number: int, **fields: typing.Any) -> Deployment:
-        """Keeps what has become known of an unfinished deployment."""
-        with self._lock:
-            return self._change(self._records[number], **fields)
-
     def cancel(self, number: int) -> Deployment:
-        """Ends a queued deployment; of one that runs, the runner reads the reason that
-        it has from now on. What it was; Refusal (404, 409) where nothing is to end."""
+        """Ends a queued deployment; one that runs gets a reason, which the runner sees
+        and ends it. What it is now; Refusal (404, 409) where nothing is to end."""
         with self._lock:
             d = self._records.get(number)
             if not d:
                 raise Refusal(404, f"there is no deployment {number}")
-            if d.finished or number == self._ended:
+            if d.finished:
                 raise Refusal(409, f"deployment {number} has ended")
             if d.status == "queued":
-                self._finish(number, CANCELLED, None)
-            else:
-                self._change(d, reason=CANCELLED)
-            return d
-
-    def ended(self, number: int) -> str | None:
-        """The reason of a cancel, if there was one; from here on, it comes too late."""
-        with self._lock:
-            self._ended = number
-            return self._records[number].reason
+                return self._finish(d, reason=CANCELLED)
+            return self._change(d, reason=CANCELLED)
 
     def finish(
-        self, number: int, reason: str | None, duration: float, **result: str
+        self, number: int, reason: str | None, seconds: float, **result: typing.Any
     ) -> Deployment:
-        """Ends a deployment: a success without a reason, else a fail. result: what
-        the script has said of it."""
+        """Ends a deployment: a success without a reason, else a fail; a cancel that
+        came before wins. result: what the script has said of it."""
         with self._lock:
-            return self._finish(number, reason, round(duration, 3), **result)
+            d = self._records[number]._replace(**result, duration=round(seconds, 3))
+            return self._finish(d, reason=d.reason or reason)
 
     def trouble(self) -> str:
         """Why no record can be written, as far as is known, or ""; tries again."""
@@ -1148,53 +1128,48 @@ class Deployments:
 
     # Below, the caller holds the lock (or is __init__).
 
-    def _finish(
-        self, number: int, reason: str | None, duration: float | None, **result: str
-    ) -> Deployment:
-        status = "fail" if reason else "success"
-        ended = {"status": status, "finished_at": now(), "duration": duration}
-        d = self._change(self._records[number], reason=reason, **ended, **result)
-        self.totals[status] += 1
-        self.seconds += duration or 0
-        self._forget()
-        return d
+    def _newest(self, push: Push | Deployment) -> Deployment | None:
+        """Of the same branch, less those that left all as it was."""
+        for d in self.newest_first():
+            if (d.repo, d.branch) == (push.repo, push.branch) and not d.void:
+                return d
+        return None
 
-    def _next(self, push: Push, pushes: int) -> Deployment:
-        said, number = push._asdict(), self._last + 1
+    def _new(self, push: Push, pushes: int) -> Deployment:
+        number, said = self._last + 1, push._asdict()
         return Deployment(number, "queued", **said, pushes=pushes, queued_at=now())
 
-    def _newest(self, repo: str, branch: str) -> Deployment | None:
-        """Of a branch, less what was cancelled."""
-        ours = (d for d in self.newest_first() if (d.repo, d.branch) == (repo, branch))
-        return next((d for d in ours if d.reason != CANCELLED), None)
-
     def _settled(self, push: Push, way: str) -> bool:
-        """Is there nothing to do for a tip? The newest deployment tells: nothing, if
+        """Is there nothing to do for a tip that was looked up? Where another branch
+        went live since, there is; else the newest deployment tells, if not void.
 
-        - it waits; or it is a rollback that has just begun: the next look knows more
-        - it was of the tip, and went the same way: by the same script and DEPLOY_
-          variables; if it failed, only for a poll that has tried it once more: a start
-          or a SIGHUP is somebody's wish, and tries again
-        - the tip is to be left alone: what was rolled back from, `[skip ci]`, cancelled
-
-        One that failed, and says nothing of the tip, leaves it to the one before it.
+        One that failed is tried again, as a start or a SIGHUP is somebody's wish; but
+        by a poll only once for each way, which is a script and its DEPLOY_ variables.
         """
+        tip = push.commit
         for d in self.newest_first():
             if (d.repo, d.branch) != (push.repo, push.branch):
                 return False
-            if not d.finished and (not d.tip if d.exact else d.status == "queued"):
+            if d.void:
+                if d.commit == tip and not d.exact:
+                    return True  # it was cancelled
+            elif d.status == "queued" and not d.exact:
+                return True  # it will find the tip by itself
+            elif d.tip == tip:
                 return True
-            ours, left = push.commit == d.commit, push.commit == d.tip
-            if d.reason == CANCELLED:
-                if (ours or left) and d.way in (None, way):
-                    return True
-            elif d.status != "fail":
-                return left or (ours and d.way == way)
-            elif left and not d.exact:
-                return True
-            elif ours:
-                return d.way == way and d.trigger == push.trigger == "poll"
+            elif d.status == "fail" and not d.trigger == push.trigger == "poll":
+                return False
+            else:
+                return d.commit == tip and d.way in (None, way)
         return False
+
+    def _finish(self, d: Deployment, reason: str | None) -> Deployment:
+        status = "fail" if reason else "success"
+        self.totals[status] += 1
+        self.seconds += d.duration or 0
+        d = self._change(d, status=status, reason=reason, finished_at=now())
+        self._forget()
+        return d
 
     def _change(self, d: Deployment, **fields: typing.Any) -> Deployment:
         """Replaces a deployment. What can't be written now is, once the disk takes
@@ -1204,43 +1179,42 @@ class Deployments:
             self._append(d)
         return self._put(d)  # last: who sees it finished, finds it so on the disk
 
-    def _put(self, deployment: Deployment) -> Deployment:
-        self._records[deployment.number] = deployment
+    def _put(self, d: Deployment) -> Deployment:
+        self._records[d.number] = d
         if self._lines > COMPACT_LINES:
             self._compact()
-        with self._news:
-            self._newest_changes.append(deployment)
-            self.changes += 1
-        self.tell()
-        return deployment
+        self.tell(d)
+        return d
 
     def _forget(self) -> None:
         """Removes what is over the number of finished deployments to keep."""
         finished = [d.number for d in self._records.values() if d.finished]
         for number in finished[: -self._keep]:
-            self._unlink(f"{number}.log")
+            self._unlink(self.log_path(number))
             del self._records[number]
 
     # The journal.
 
-    def _open(self, name: str) -> int:
+    def _open(self, path: str) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        return os.open(name, flags, 0o600, dir_fd=self._folder)
+        return os.open(path, flags, 0o600)
 
-    def _append(self, deployment: Deployment, sync: bool = False) -> None:
+    def _append(self, d: Deployment, sync: bool = False) -> None:
         """Adds a line to the journal. Raises OSError; then nothing of it is there."""
+        if self.unwritable:
+            self._compact()  # first what is missing, and after a whole line
+        if self.unwritable:
+            raise OSError(None, self.unwritable)
         length = os.lseek(self._journal, 0, os.SEEK_END)
         try:
-            self._write(self._journal, [deployment])
+            self._write(self._journal, [d])
             if sync:
                 os.fdatasync(self._journal)
-            self.unwritable = ""
+            self._lines += 1
         except OSError as error:
             os.ftruncate(self._journal, length)
             self._fails(error)
-            self._lines = COMPACT_LINES  # the next line that can be written brings all
             raise
-        self._lines += 1
 
     def _write(self, fd: int, deployments: typing.Iterable[Deployment]) -> None:
         lines = [json.dumps(d._asdict()) + "\n" for d in deployments]
@@ -1251,37 +1225,37 @@ class Deployments:
     def _fails(self, error: OSError) -> None:
         if not self.unwritable:
             say(f"cannot write {JOURNAL}: {error.strerror}", ERROR)
-        self.unwritable = f"cannot write records: {error.strerror}"
+        self.unwritable = str(error.strerror)
 
     def _compact(self) -> None:
         """Writes the journal anew, in one step: old or new, whatever happens."""
-        new, names = -1, {"src_dir_fd": self._folder, "dst_dir_fd": self._folder}
+        new, other = f"{self._path}.new", -1
         try:
-            self._unlink(f"{JOURNAL}.new")
-            new = self._open(f"{JOURNAL}.new")
-            self._write(new, self._records.values())
-            os.fsync(new)
-            os.rename(f"{JOURNAL}.new", JOURNAL, **names)
-            self._journal, new = new, self._journal
+            self._unlink(new)
+            other = self._open(new)
+            self._write(other, self._records.values())
+            os.fsync(other)
+            os.rename(new, self._path)
+            self._journal, other = other, self._journal
             os.fsync(self._folder)
             self._lines, self.unwritable = 0, ""
         except OSError as error:
-            self._unlink(f"{JOURNAL}.new")
+            self._unlink(new)
             self._fails(error)
-        if new >= 0:
-            os.close(new)
+        if other >= 0:
+            os.close(other)
 
-    def _unlink(self, name: str) -> None:
+    def _unlink(self, path: str) -> None:
         try:
-            os.unlink(name, dir_fd=self._folder)
+            os.unlink(path)
         except FileNotFoundError:
             pass
         except OSError as error:
-            say(f"cannot remove {name}: {error.strerror}", WARNING)
+            say(f"cannot remove {path}: {error.strerror}", WARNING)
 
     def _load(self) -> None:
         """Reads the journal; says, skips and keeps aside each line that is none."""
-        with open(self._journal, "rb", closefd=False) as journal:
+        with open(self._path, "rb") as journal:
             lines = journal.readlines()
         damaged = []
         for place, line in enumerate(lines, 1):
@@ -1290,34 +1264,31 @@ class Deployments:
                 self._records[d.number] = d
             except ValueError:
                 say(f"{JOURNAL}, line {place}: damaged, kept aside", WARNING)
-                damaged.append(line)
-                number = re.search(rb'"number": *([0-9]{1,15})\b', line)
-                self._last = max(self._last, int(number[1]) if number else 0)
+                damaged.append(line.rstrip(b"\n") + b"\n")
         self._records = dict(sorted(self._records.items()))
-        self._last = max(self._last, *self._records, 0)
-        if damaged:
-            try:
-                with open(f"{self.folder}/{JOURNAL}.damaged", "ab") as aside:
-                    aside.writelines(line.rstrip(b"\n") + b"\n" for line in damaged)
-            except OSError as error:  # no room: nor is there for the journal anew
-                self._fails(error)
-            if not lines[-1].endswith(b"\n"):
-                end = sum(map(len, lines[:-1]))
-                os.ftruncate(self._journal, end)  # what is appended starts a line
+        used = re.findall(rb'"number": *([0-9]{1,15})\b', b"".join(lines))
+        self._last = max(map(int, used), default=0)  # also of what is damaged
+        try:
+            if damaged:
+                with open(f"{self._path}.damaged", "ab") as aside:
+                    aside.writelines(damaged)
+        except OSError as error:  # no room: nor is there for the journal anew
+            self._fails(error)
 
     def _requeue(self) -> None:
-        """Queues again what boop's end has cut off."""
+        """Queues again what boop's end has cut off, if nothing newer was queued."""
         for d in list(self._records.values()):
             if d.status == "inprogress":
-                reason = d.reason or KILLED
-                d = d._replace(status="fail", reason=reason, finished_at=now())
+                d = d._replace(
+                    status="fail", reason=d.reason or KILLED, finished_at=now()
+                )
                 self._records[d.number] = d
                 self._end_log(d)
-            if d.interrupted and self._newest(d.repo, d.branch) == d:
+            if d.interrupted and self._newest(d) == d:
                 push = Push(*(getattr(d, name) for name in Push._fields))
-                again = self._next(push._replace(trigger="interrupted"), d.pushes)
-                self._records[again.number] = again._replace(tip=d.tip)
-                self._last = again.number
+                d = self._new(push._replace(trigger="interrupted"), d.pushes)
+                self._records[d.number] = d
+                self._last = d.number
 
     def _end_log(self, cut: Deployment) -> None:
         """Gives a log that was cut off the last line that every log has."""
@@ -1326,147 +1297,105 @@ class Deployments:
                 log.write(f"\nboop: fail: {cut.reason}\n")
 
 
+if typing.TYPE_CHECKING:
+    News = queue.SimpleQueue[Deployment | None]
+
+
 # --- 5. Runner ------------------------------------------------------------------------
 
 
-def _end_group(leader: int, signum: int) -> None:
-    """Signals a process group whose leader has not been reaped: it can't be another."""
-    # All are gone | only processes of other users are left.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, signum)
+def look(settings: Settings, environ: Environ) -> tuple[str, str]:
+    """Asks BOOP_REPO for the branch to deploy, and its tip; git-ls-remote(1).
 
-
-class Origin:
-    """What boop knows of the configured repository, and how it looks for more.
-
-    Any thread may call; looks are made one after the other. run is the catch-up
-    thread, in which missed pushes are caught.
+    Raises OSError with the reason: git's words, or what to do.
     """
+    repo, branch = settings.repo, settings.branch
+    ref = f"refs/heads/{branch}" if branch else "HEAD"
+    as_owner = []
+    if repo.startswith(("/", "file://")):  # it may be another user's: trust it
+        as_owner = ["--upload-pack=git -c safe.directory=* upload-pack"]
+    # timeout(1) ends what git has started, too: ssh, git-remote-https
+    command = ["timeout", "--signal=KILL", str(GIT_TIMEOUT_S), "git", "ls-remote"]
+    env = {"GIT_SSH_COMMAND": "ssh -o BatchMode=yes", "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        git = subprocess.run(
+            [*command, "--symref", *as_owner, "--", repo, ref],
+            env=env | child_environment(settings, environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise OSError(None, f"cannot run git: {error.strerror}") from None
+    if git.returncode:
+        why = git.stderr.strip().partition("\n")[0] or f"exit status {git.returncode}"
+        if git.returncode == -signal.SIGKILL:
+            why = f"no answer within {GIT_TIMEOUT_S} s"
+        raise OSError(None, f"cannot look at {repo}: {why}")
+    # "ref: refs/heads/main<tab>HEAD", "<commit><tab>HEAD", and of a clone also
+    # "<commit><tab>refs/remotes/origin/HEAD"
+    name = re.search("(?m)^ref: refs/heads/(.+)\tHEAD$", git.stdout)
+    tip = re.search(f"(?m)^([0-9a-f]+)\t{re.escape(ref)}$", git.stdout)
+    if not tip:
+        what = f"has no branch {branch}" if branch else "has no commit yet: push one"
+        raise OSError(None, f"{repo} {what}")
+    if not branch and not name:
+        raise OSError(None, f"{repo} has checked out no branch: set BOOP_BRANCH")
+    return branch or (name[1] if name else ""), tip[1]
 
-    def __init__(self, settings: Settings, environ: Environ) -> None:
+
+class CatchUp:
+    """The catch-up thread, in which missed pushes are caught: a look at the branch's
+    tip at start, when asked to, and every BOOP_POLL seconds; sooner, and ever less
+    often, where the last one failed."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Environ,
+        deployments: Deployments,
+        wake: typing.Callable[[], None],
+    ) -> None:
+        """wake: tells the runner that there is something to run."""
         self._settings, self._environ = settings, environ
-        self._lock = threading.Lock()  # held while git is asked
-        self._asked = threading.Event()  # to look now
-        self._head = self.why = ""  # why: the last look has found no tip
-        self._stopped = False
+        self._deployments, self._wake = deployments, wake
+        self._asked = threading.Event()
+        self.branch = settings.branch  # or what the last good look has found
+        self.why = ""  # the last look has failed
 
-    def head(self) -> str:
-        """The repository's default branch, asked for once; "" where unknown."""
-        if self._settings.repo and not self._head:
-            self.tip("")
-        return self._head
+    def look(self) -> None:
+        """Asks for a look at once. Any thread."""
+        self._asked.set()
 
-    def tip(self, branch: str) -> str:
-        """The tip of the branch, or of the default one, now; "" where unknown.
-
-        Trouble is said when it begins, when it changes, and when it ends.
-        """
-        with self._lock:
-            tip, why = "", ""
-            if self._stopped:
-                return tip
+    def run(self) -> None:
+        """The thread. Trouble is said when it begins, when it changes, when it ends."""
+        trigger, pause, poll = "catch-up", RETRY_S, self._settings.poll
+        while True:
+            self._asked.clear()
+            why, wait = "", poll or None
             try:
-                found, tip = self.find(branch)
-                self._head = self._head if branch else found
+                self._catch_up(trigger)
+                pause = RETRY_S
             except OSError as error:
-                why = error.strerror or str(error)
+                why, wait = str(error.strerror), min(pause, poll or pause)
+                pause = min(2 * pause, MAX_RETRY_S)
             was, self.why = self.why, why
             if why != was:
                 again = f"{self._settings.repo} can be reached again"
                 say(why or again, WARNING if why else INFO)
-        return tip
-
-    def find(self, branch: str) -> tuple[str, str]:
-        """The branch, where "" means the default one, and its tip; git-ls-remote(1).
-
-        Raises OSError with the reason: git's words, or what to do.
-        """
-        repo, ref = self._settings.repo, f"refs/heads/{branch}" if branch else "HEAD"
-        # "ref: refs/heads/main<tab>HEAD", "<commit><tab>HEAD", and what else ends so:
-        # "<commit><tab>refs/remotes/origin/HEAD"
-        lines = [line.partition("\t") for line in self._ls_remote(ref).splitlines()]
-        values = [value for value, _, name in lines if name == ref]
-        names = [value[16:] for value in values if value.startswith("ref: refs/heads/")]
-        tips = [value for value in values if is_commit(value)]
-        if not tips and branch:
-            raise OSError(None, f"{repo} has no branch {branch}")
-        if not tips:
-            raise OSError(None, f"{repo} has no commit yet: push one")
-        if not branch and not names:
-            raise OSError(None, f"{repo} has checked out no branch: set BOOP_BRANCH")
-        return branch or names[0], tips[0]
-
-    def _ls_remote(self, ref: str) -> str:
-        """What the repository has there; raises OSError with the reason."""
-        repo, as_owner = self._settings.repo, []
-        if repo.startswith(("/", "file://")):  # it may be another user's: trust it
-            as_owner = ["--upload-pack=git -c safe.directory=* upload-pack"]
-        env = child_environment(self._settings, self._environ)
-        env["GIT_TERMINAL_PROMPT"] = "0"  # nobody is there to answer
-        env.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
-        # timeout(1) ends what git has started, too: ssh, git-remote-https
-        command = ["timeout", "--signal=KILL", str(GIT_TIMEOUT_S), "git", "ls-remote"]
-        try:
-            git = subprocess.run(
-                [*command, "--symref", *as_owner, "--", repo, ref],
-                env=env,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise OSError(None, f"cannot run git: {error.strerror}") from None
-        words = [*git.stderr.strip().splitlines(), f"exit status {git.returncode}"]
-        if git.returncode == -signal.SIGKILL:
-            words = [f"no answer within {GIT_TIMEOUT_S} s"]
-        if git.returncode:
-            raise OSError(None, f"cannot look at {repo}: {words[0]}")
-        return git.stdout
-
-    def run(self, deployments: Deployments, wake: typing.Callable[[], None]) -> None:
-        """The catch-up thread: a look at the tip, at start, when asked to, and every
-        BOOP_POLL seconds; sooner, and ever less often, where the last one failed."""
-        trigger, pause, poll = "catch-up", RETRY_S, self._settings.poll
-        while not self._stopped:
-            self._asked.clear()
-            if self._catch_up(trigger, deployments, wake):
-                pause, seconds = RETRY_S, poll or None
-            else:
-                seconds = min(pause, poll or pause)
-                pause = min(2 * pause, MAX_RETRY_S)
-            asked = self._asked.wait(seconds)
+            asked = self._asked.wait(wait)
             trigger = "catch-up" if asked or not poll else "poll"
 
-    def _catch_up(
-        self, trigger: str, deployments: Deployments, wake: typing.Callable[[], None]
-    ) -> bool:
-        """Deploys the branch's tip if it was missed. False: look again soon."""
-        tip = self.tip(self._settings.branch)
-        if not tip:
-            return False
-        branch = self._settings.branch or self._head
-        push = Push(self._settings.repo, branch, tip, trigger=trigger)
-        try:
-            way = way_of(self._settings, self._environ)
-            missed = deployments.catch_up(push, way)
-        except OSError as error:
-            say(f"{trigger}: cannot record {tip[:8]}: {error.strerror}", ERROR)
-            return False
-        if missed:
-            say(f"{trigger}: {branch} is at {tip[:8]}: queued as {missed.number}")
-            wake()
-        return True
-
-    def look(self) -> None:
-        """Asks the catch-up thread to look at once."""
-        self._asked.set()
-
-    def stop(self) -> None:
-        """Looks no more, and says no more of it."""
-        self._stopped = True
-        self._asked.set()
+    def _catch_up(self, trigger: str) -> None:
+        """Deploys the branch's tip if it was missed. Raises OSError."""
+        self.branch, tip = look(self._settings, self._environ)
+        way = way_of(self._settings, self._environ)
+        push = Push(self._settings.repo, self.branch, tip, trigger=trigger)
+        if missed := self._deployments.catch_up(push, way):
+            say(f"{trigger}: {self.branch} is at {tip[:8]}: queued as {missed.number}")
+            self._wake()
 
 
 class Log:
@@ -1540,11 +1469,11 @@ class Runner:
         settings: Settings,
         environ: Environ,
         deployments: Deployments,
-        origin: Origin,
         report: typing.Callable[[Deployment], None],
     ) -> None:
+        """report: is told of each deployment that starts or ends."""
         self._settings, self._environ = settings, environ
-        self._deployments, self._origin, self._report = deployments, origin, report
+        self._deployments, self._report = deployments, report
         self._secrets = secrets_of(settings, environ)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._result = os.path.join(settings.state, "result")
@@ -1562,20 +1491,19 @@ class Runner:
 
     def cancel(self, number: int) -> None:
         """Ends a deployment by hand; or Refusal, see Deployments.cancel."""
-        was, now = self._deployments.cancel(number), self._deployments.get(number)
-        if was.status == "queued" and now:
-            self._report(now)
+        d = self._deployments.cancel(number)
+        if d.finished:
+            self._report(d)
         self.wake()
 
     def run(self) -> None:
         """The thread: until stop; then done is set."""
         try:
-            self._end_orphans(self._deployments.unfinished)
+            self._end_orphans()
             while not self._stop:
                 way = way_of(self._settings, self._environ)
-                deployment = self._deployments.start(way)
-                if deployment:
-                    self._deploy(deployment)
+                if d := self._deployments.start(way):
+                    self._deploy(d)
                 else:
                     select.select([self._bell], [], [])
                     os.eventfd_read(self._bell)
@@ -1589,44 +1517,29 @@ class Runner:
         begun, result = time.monotonic(), dict[str, str]()
         path, limit = self._deployments.log_path(d.number), self._settings.log_limit
         log = Log(path, limit, Mask(self._secrets), self._deployments.tell)
-        try:
-            reason, result = self._run_script(d, log)
-        except Exception as error:  # noqa: BLE001  it fails this one, and not the next
-            reason = one_line(f"boop failed: {type(error).__name__}: {error}")
-        seconds = time.monotonic() - begun
-        reason = self._deployments.ended(d.number) or reason
-        outcome = f"success in {took(seconds)}"
-        if reason:
-            outcome = f"fail after {took(seconds)}: {reason}"
-        log.end(outcome)
-        finished = self._deployments.finish(d.number, reason, seconds, **result)
-        say(f"deployment {d.number}: {outcome}", NOTICE if reason else INFO)
-        self._report(finished)
-
-    def _run_script(self, d: Deployment, log: Log) -> tuple[str | None, dict[str, str]]:
-        """Runs the script: why it failed, or None, and what it says of itself."""
-        if d.repo == self._settings.repo and not (d.tip if d.exact else d.commit):
-            tip = self._origin.tip(d.branch) or None
-            known = {"tip": tip} if d.exact else {"commit": tip}
-            d = self._deployments.note(d.number, **known)
-        script, why = None, self._told_to_end(d.number)
-        try:
-            script = None if why else self._start(d)  # first: it takes the longest
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            why = f"cannot run {self._settings.script}: {why}"
         what = f"commit {d.commit[:8]}" if d.commit else "its tip"
         by = f" by {d.author}" if d.author else ""
         first = f"deployment {d.number}: {d.trigger}, branch {d.branch}, {what}{by}"
         log.line(first)
         say(first)
         self._report(d)
-        if not script:
-            return why, {}
-        ended = self._watch(script, d.number, log)
-        result = read_result(self._result)
-        said = result.pop("reason", None)
-        return ended or (script.returncode and said) or _exit_reason(script), result
+        try:
+            script = self._start(d)
+            reason = self._watch(script, d.number, log)
+            result = read_result(self._result)
+            said = result.pop("reason", None)
+            reason = reason or (script.returncode and said) or _exit_reason(script)
+        except OSError as error:
+            reason = f"cannot run {self._settings.script}: {error.strerror}"
+        except Exception as error:  # noqa: BLE001  it fails this one, and not the next
+            reason = one_line(f"boop failed: {type(error).__name__}: {error}")
+        seconds = time.monotonic() - begun
+        how = f"fail after {took(seconds)}: {reason}"
+        how = how if reason else f"success in {took(seconds)}"
+        log.end(how)
+        d = self._deployments.finish(d.number, reason, seconds, **result)
+        say(f"deployment {d.number}: {how}", NOTICE if reason else INFO)
+        self._report(d)
 
     def _start(self, d: Deployment) -> subprocess.Popen[bytes]:
         work = os.path.join(self._deployments.folder, "work")
@@ -1645,49 +1558,40 @@ class Runner:
             start_new_session=True,
         )
 
-    def _told_to_end(self, number: int) -> str:
-        """Why boop ends the deployment, if it does: by a cancel it has a reason."""
-        d = self._deployments.get(number)
-        return (d and d.reason) or (STOPPED if self._stop else "")
-
     def _watch(
         self, script: subprocess.Popen[bytes], number: int, log: Log
     ) -> str | None:
         """The script's life: its output into the log. Why boop ended it, or None."""
-        assert script.stdout
-        pipe, ended = script.stdout.fileno(), -1
+        pipe = script.stdout
+        assert pipe
         with script:
             try:
-                os.set_blocking(pipe, False)
-                ended = os.pidfd_open(script.pid)
-                why = self._wait(script.pid, number, ended, pipe, log)
+                os.set_blocking(pipe.fileno(), False)
+                with open(os.pidfd_open(script.pid), "rb", 0) as ended:
+                    return self._wait(script.pid, ended, pipe, number, log)
             finally:
                 _end_group(script.pid, signal.SIGKILL)  # what it left running, too
-                if ended >= 0:
-                    os.close(ended)
-            script.wait()
-            # What it wrote before it ended: no more than a pipe holds, as one who has
-            # left the group may hold it, and write, for ever.
-            left = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
-            while left > 0 and (got := self._read(pipe, log)):
-                left -= got
-        return why
+                self._read(pipe, log)  # what it wrote before it ended
 
     def _wait(
-        self, leader: int, number: int, ended: int, pipe: int, log: Log
+        self,
+        leader: int,
+        ended: typing.IO[bytes],
+        pipe: typing.IO[bytes],
+        number: int,
+        log: Log,
     ) -> str | None:
-        """Until the script has ended. Why boop ended it, or None. Once told to end, it
-        is over when nobody holds its output any more: what it has started has its
-        seconds of grace, too."""
-        poll, waiting = select.poll(), {pipe, ended}
-        for fd in (pipe, ended, self._bell):
+        """Until the script has ended. Once told to end, it is over when nobody holds
+        its output any more: what it has started has its seconds of grace, too."""
+        poll, waiting = select.poll(), {pipe.fileno(), ended.fileno()}
+        for fd in (*waiting, self._bell):
             poll.register(fd, select.POLLIN)
         why, deadline = None, time.monotonic() + self._settings.timeout
-        while ended in waiting or (why and pipe in waiting):
+        while ended.fileno() in waiting or (why and waiting):
             left = deadline - time.monotonic()
             if why and left <= 0:
-                return why
-            late = f"timed out after {self._settings.timeout} s" if left <= 0 else ""
+                break
+            late = f"timed out after {self._settings.timeout} s" if left <= 0 else None
             if not why and (why := self._told_to_end(number) or late):
                 _end_group(leader, signal.SIGTERM)
                 deadline = time.monotonic() + GRACE_S
@@ -1695,50 +1599,50 @@ class Runner:
             for fd, _ in poll.poll(min(left, 86400) * 1000 + 1):
                 if fd == self._bell:
                     os.eventfd_read(self._bell)
-                elif fd == ended or not self._read(pipe, log):
+                elif fd != pipe.fileno() or self._read(pipe, log) == b"":
                     waiting.discard(fd)
                     poll.unregister(fd)
         return why
 
-    def _read(self, pipe: int, log: Log) -> int:
-        """Takes output into the log: how many bytes; 0 where there is none."""
-        with contextlib.suppress(BlockingIOError):
-            data = os.read(pipe, PIPE_BYTES)
-            log.output(data)
-            return len(data)
-        return 0
+    def _told_to_end(self, number: int) -> str | None:
+        """Why boop ends the deployment, if it does: by a cancel it has a reason."""
+        d = self._deployments.get(number)
+        return (d and d.reason) or (STOPPED if self._stop else None)
 
-    def _end_orphans(self, numbers: list[int]) -> None:
+    def _read(self, pipe: typing.IO[bytes], log: Log) -> bytes:
+        """Takes output into the log, at once as much as a pipe holds, pipe(7). b"" at
+        its end; None, for which there is no type, where there is none now."""
+        data = pipe.read(PIPE_BYTES)
+        if data:
+            log.output(data)
+        return data
+
+    def _end_orphans(self) -> None:
         """Ends what is left of scripts that a killed boop was running. Known by their
         environment, proc(5), so that there is no moment at which a script runs and is
         not known. Looks until two looks have found none: a process in the middle of
         exec(2) has no environment. systemd would have killed them with boop, too."""
         state = f"BOOP_STATE={self._settings.state}".encode()
-        marks = {f"BOOP_NUMBER={number}".encode() for number in numbers}
+        marks = {f"BOOP_NUMBER={n}".encode() for n in self._deployments.unfinished}
         quiet = 0
         while marks and quiet < 2 and not self._stop:
             quiet += 1
-            for pid in _having(state, marks):
-                say(f"ending process {pid}, left by a killed boop", NOTICE)
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except (ProcessLookupError, PermissionError):
-                    continue  # gone by itself | not ours to end
-                quiet = 0
+            for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+                with contextlib.suppress(OSError):  # gone by itself | not ours to end
+                    with open(f"/proc/{pid}/environ", "rb") as file:
+                        variables = set(file.read().split(b"\0"))
+                    if state in variables and marks & variables and pid != os.getpid():
+                        os.kill(pid, signal.SIGKILL)
+                        say(f"ending process {pid}, left by a killed boop", NOTICE)
+                        quiet = 0
             time.sleep(0.02)
 
 
-def _having(state: bytes, marks: set[bytes]) -> typing.Iterator[int]:
-    """The living processes whose environment holds both."""
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) != os.getpid():
-            try:
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    variables = set(file.read().split(b"\0"))
-            except OSError:
-                continue  # gone, or not ours
-            if state in variables and marks & variables:
-                yield int(name)
+def _end_group(leader: int, signum: int) -> None:
+    """Signals a process group whose leader has not been reaped: it can't be another."""
+    # All are gone | only processes of other users are left.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signum)
 
 
 def script_environment(
@@ -2610,7 +2514,11 @@ SECURITY_FIELDS = {
 
 
 class Door:
-    """Takes connections and gives each a thread. Holds what those threads share.
+    """Takes connections, each in a thread, and holds what those threads share.
+
+    Of the threads that serve nobody, one is at the door and the others wait for their
+    turn there. Who has taken a connection sees that somebody is left, answers, and
+    comes back: so a request costs no start of a thread, and is not handed over.
 
     A connection inherits the listener's options, socket(7): how long a reader may take
     nothing, and that what is sent is sent at once.
@@ -2620,31 +2528,34 @@ class Door:
         self,
         listener: socket.socket,
         settings: Settings,
+        environ: Environ,
         deployments: Deployments,
-        origin: Origin,
         runner: Runner,
+        catch_up: CatchUp,
     ) -> None:
-        listener.setblocking(False)
         patience = struct.pack("ll", SEND_TIMEOUT_S, 0)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.listener, self.settings, self.deployments = listener, settings, deployments
-        self.origin, self.runner = origin, runner
+        self.listener, self.settings, self.environ = listener, settings, environ
+        self.deployments, self.runner, self.catch_up = deployments, runner, catch_up
         self.large_bodies = threading.Semaphore(MAX_LARGE_BODIES)
         self.followers = threading.Semaphore(MAX_FOLLOWERS)
+        self._open, self._bell = True, os.eventfd(0, os.EFD_CLOEXEC)
+        self._turn = threading.Lock()  # who has it is at the door
+        self._lock = threading.Lock()  # for the next one
+        self._free = 0  # threads that serve nobody
         self._wrong, self._said = 0, 0.0
 
-    def accept(self) -> None:
-        """Takes all that wait, as far as there is room; the kernel keeps the others."""
-        try:
-            while len(self._threads()) < MAX_CONNECTIONS:
-                self._serve(*self.listener.accept())
-            time.sleep(0.01)  # there may be room then
-        except BlockingIOError:
-            pass  # these were all
-        except (OSError, RuntimeError) as error:  # no descriptors | no threads
-            say(f"cannot accept: {getattr(error, 'strerror', error)}", WARNING)
-            time.sleep(0.1)
+    def open(self) -> None:
+        """Serves from now on."""
+        self._hire()
+
+    def close(self) -> None:
+        """Takes no more connections."""
+        self._open = False
+        os.eventfd_write(self._bell, 1)
+        with self._turn:
+            self.listener.close()
 
     def drain(self) -> None:
         """Gives those who are being answered, and those who have not yet spoken, a
@@ -2664,19 +2575,76 @@ class Door:
     def _threads(self) -> list[threading.Thread]:
         return [t for t in threading.enumerate() if t.name == Handler.__name__]
 
-    def _serve(self, connection: socket.socket, address: typing.Any) -> None:
-        """Gives a connection its thread."""
+    def _hire(self) -> None:
+        """One more thread, where none is free and there may be more."""
+        with self._lock:
+            if self._free or len(self._threads()) >= MAX_CONNECTIONS:
+                return
+            self._free += 1
+            thread = threading.Thread(
+                target=self._serve, name=Handler.__name__, daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError as error:  # there can't; who serves comes back
+                self._free -= 1
+                say(f"cannot serve more at once: {error}", WARNING)
 
-        def run() -> None:
-            with connection:
+    def _serve(self) -> None:
+        """The thread: until the door is closed, or enough others are free."""
+        while accepted := self._next():
+            with self._lock:
+                self._free -= 1
+            self._hire()
+            with accepted[0]:
                 try:
-                    Handler(connection, address, self)
+                    Handler(*accepted, self)
                 except OSError:
                     pass  # the client is gone
                 except Exception as error:  # noqa: BLE001  the thread's edge
                     say(f"a request failed: {type(error).__name__}: {error}", ERROR)
+            with self._lock:
+                if self._free >= SPARE_THREADS:
+                    return
+                self._free += 1
 
-        threading.Thread(target=run, name=Handler.__name__, daemon=True).start()
+    def _next(self) -> tuple[socket.socket, typing.Any] | None:
+        """A connection and its address; None when the door is closed."""
+        with self._turn:
+            while self._open:
+                files: list[typing.Any] = [self.listener, self._bell]
+                if self._bell in select.select(files, [], [])[0]:
+                    break
+                try:
+                    return self.listener.accept()
+                except OSError as error:  # no descriptors
+                    say(f"cannot accept: {error.strerror}", WARNING)
+                    time.sleep(0.1)
+        return None
+
+
+class Incoming(io.RawIOBase):
+    """What a client sends, until a deadline. That is one for many reads: a time-out for
+    each would let a client send a byte a second for ever."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection, self._deadline = connection, 0.0
+
+    def within(self, seconds: float) -> None:
+        """From now on, that is the deadline."""
+        self._deadline = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: typing.Any) -> int:
+        """How much has come; 0 at the end. Raises TimeoutError after the deadline."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -2707,6 +2675,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.door, self.deployments = door, door.deployments
         super().__init__(connection, address, None)  # type: ignore[arg-type]
 
+    def setup(self) -> None:
+        """The files to read the request from, and to write the answer to."""
+        self.connection: socket.socket = self.request
+        self.incoming = Incoming(self.connection)
+        self.rfile = self.body = io.BufferedReader(self.incoming)
+        self.wfile = self.connection.makefile("wb")
+
     def handle(self) -> None:
         """The request. Refusals become answers here, and only here."""
         try:
@@ -2719,35 +2694,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
             status, why, word = 503, "boop has no memory for this request", "error"
         self._refuse(status, why, word)  # out here, where nothing holds the body
 
-    def _receive(self, deadline: float) -> bytes:
-        """What has come. Raises TimeoutError after the deadline, which is one for many
-        reads: a time-out for each would let a client send a byte a second for ever;
-        and ConnectionError where the client is gone."""
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self.connection.settimeout(left)
-        data: bytes = self.connection.recv(PIPE_BYTES)
-        if not data:
-            raise ConnectionError
-        return data
-
     def _read_head(self) -> None:
-        deadline, head = time.monotonic() + HEAD_DEADLINE_S, b""
-        while not (end := HEAD_END.search(head, 0, MAX_HEAD_BYTES)):
+        self.incoming.within(HEAD_DEADLINE_S)
+        head = bytearray()
+        while not head.endswith((b"\n\n", b"\n\r\n")):
+            line = self.body.readline(MAX_HEAD_BYTES)
+            head += line if head else line.lstrip(b"\r\n")
+            self.path = "/deploy" if head.startswith(b"POST /deploy ") else ""
             if len(head) >= MAX_HEAD_BYTES:
                 raise Refusal(431, f"the request's head is over {MAX_HEAD_BYTES} bytes")
-            head = (head + self._receive(deadline)).lstrip(b"\r\n")
-            self.path = "/deploy" if head.startswith(b"POST /deploy ") else ""
-        head, self._unread = head[: end.end()], head[end.end() :]
+            if not line:
+                raise ConnectionError
         if not HEAD.fullmatch(head):
             raise Refusal(400, "the request's head is not HTTP/1.1: RFC 9112")
         self.rfile = io.BytesIO(head)
         self.raw_requestline = self.rfile.readline()
         self.parse_request()
         self.path, _, query = self.path.partition("?")
-        if self.path[:4].lower() == "http":  # absolute-form, RFC 9112, 3.2.2
-            self.path = "/" + "".join(self.path.split("/", 3)[3:])
         self.query = {name.partition("=")[0] for name in query.split("&")}
         hosts = len(self.headers.get_all("Host", []))
         if hosts > 1 or (not hosts and self.request_version != "HTTP/1.0"):
@@ -2802,9 +2765,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         it is for somebody who only looked."""
         why, hook = say.mask.text(why), self.path == "/deploy"
         if hook or self.command == "POST":
-            who = one_line(self.headers.get("X-GitHub-Delivery", ""), 40)
-            who = f" (delivery {who})" if who else ""
-            say(f"{status} to {self.client_address[0]}{who}: {why}", NOTICE)
+            say(f"{status} to {self.client_address[0]}: {why}", NOTICE)
         scheme = "Signature" if hook else 'Basic realm="boop", charset="UTF-8"'
         more = {
             401: {"WWW_Authenticate": scheme},
@@ -2820,10 +2781,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _linger(self) -> None:
         """Reads on for a moment: closing on unread bytes would reset the connection,
         and the client might never see why it was refused."""
-        deadline = time.monotonic() + LINGER_S
+        self.incoming.within(LINGER_S)
         self.connection.shutdown(socket.SHUT_WR)
-        while True:  # until it has seen it, or the moment is over: OSError
-            self._receive(deadline)
+        while self.body.read1(PIPE_BYTES):
+            pass
 
     def _send_json(self, value: typing.Any, status: int = 200, **more: str) -> None:
         self._send(json.dumps(value) + "\n", JSON, status, **more)
@@ -2868,20 +2829,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
         accept = self.headers.get("Accept", "").lower()
         return asked or next((form for form in (JSON, HTML) if form in accept), TEXT)
 
-    def _follow(self, news: typing.Iterable[None]) -> None:
-        """An answer without a length, which ends when the connection does: lets `news`
-        send what is new whenever there may be some, until it or the client ends."""
+    def _news(self) -> typing.Iterator[Deployment | None]:
+        """Begins an answer without a length, which ends when the connection does, and
+        tells when there may be more to send, until boop or the client ends."""
         if not self.door.followers.acquire(blocking=False):
             raise Refusal(503, "boop has all the followers it serves")
         try:
-            fields = {"Cache_Control": "no-store", "X_Accel_Buffering": "no"}  # nginx's
-            self._head(200, TEXT, **fields)
-            self.wfile.flush()
-            seen = 0
-            for _ in news if self.command != "HEAD" else ():
-                if seen < 0 or self._left():
-                    break
-                seen = self.deployments.wait(seen, LOOK_S)
+            with self.deployments.news() as news:
+                fields = {"Cache_Control": "no-store", "X_Accel_Buffering": "no"}
+                self._head(200, TEXT, **fields)  # the second is nginx's
+                self.wfile.flush()
+                if self.command == "HEAD":
+                    return
+                yield None
+                while not (self.deployments.closed and news.empty()):
+                    with contextlib.suppress(queue.Empty):
+                        changed = news.get(timeout=LOOK_S)
+                        yield changed
+                    if self._left():
+                        return
         finally:
             self.door.followers.release()
 
@@ -2897,16 +2863,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not self.door.settings.secret:
             raise Refusal(503, "no secret is set: boop can't know a push (BOOP_SECRET)")
         signature(self.headers)
-        try:
-            push = self._push(self._length())
-        except Refusal as refusal:
-            if refusal.skipped:
-                self.deployments.skip(refusal.skipped)
-            raise
+        push = self._push(self._length())
         if isinstance(push, Cancel):
             self.door.runner.cancel(push.number)
             self._send_json({"cancelled": push.number})
             return
+        if push.trigger in SKIP_MARKERS:
+            self.deployments.skip(push)
+            raise ignored(f"the commit's message holds {push.trigger}")
         try:
             number = self.deployments.add(push).number
         except OSError as error:
@@ -2934,42 +2898,49 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _push(self, length: int) -> Push | Cancel:
         """Takes the body in, verifies it, and says what it asks for; a large one when
         fewer than MAX_LARGE_BODIES are there: nobody has signed them yet."""
-        deadline, settings = time.monotonic() + BODY_DEADLINE_S, self.door.settings
-        large = length > LARGE_BYTES
+        large, settings = length > LARGE_BYTES, self.door.settings
         if large and not self.door.large_bodies.acquire(timeout=BODY_DEADLINE_S):
             raise Refusal(503, "boop has all the large bodies it takes at once")
         try:
-            body = self._body(length, deadline)
+            body = self._body(length)
             verify(settings.secret, self.headers, body)
-            return parse(self.headers, body, settings, self.door.origin.head)
+            return parse(self.headers, body, settings, self._look)
         finally:
             if large:
                 self.door.large_bodies.release()
 
-    def _body(self, length: int, deadline: float) -> memoryview:
+    def _body(self, length: int) -> memoryview:
         """The body, in pages of its own: malloc(3) would keep them for a next one."""
         if "Expect" in self.headers:
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.incoming.within(BODY_DEADLINE_S)
         try:
-            body = mmap.mmap(-1, length or 1)
+            body = memoryview(mmap.mmap(-1, length or 1))[:length]
         except OSError:
             raise MemoryError from None
         try:
-            body.write(self._unread[:length])
-            while body.tell() < length:
-                body.write(self._receive(deadline)[: length - body.tell()])
+            missing = length - self.body.readinto(body)
         except TimeoutError:
             raise Refusal(408, f"the body took over {BODY_DEADLINE_S} s") from None
-        except ConnectionError:
-            missing = length - body.tell()
-            raise Refusal(400, f"the body ended {missing} bytes early") from None
-        return memoryview(body)[:length]
+        if missing:
+            raise Refusal(400, f"the body ended {missing} bytes early")
+        return body
+
+    def _look(self) -> tuple[str, str | None]:
+        """See parse: the branch, also where the repository is out of reach, and the
+        tip."""
+        try:
+            return look(self.door.settings, self.door.environ)
+        except OSError as error:
+            if known := self.door.catch_up.branch:
+                return known, None
+            raise Refusal(503, str(error.strerror)) from None
 
     def _list(self) -> None:
         """GET /: the deployments, newest first."""
         newest, form = self.deployments.newest_first(), self._form()
         if form == "follow":
-            self._follow(self._changes(self.deployments.changes))
+            self._follow_list()
         elif form == JSON:
             self._send_json({"deployments": [d.record() for d in newest]})
         elif form == HTML:
@@ -2977,19 +2948,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif newest:
             self._send(list_text(newest, time.time()), TEXT)
         else:
-            settings, why = self.door.settings, self.door.origin.why
+            settings, why = self.door.settings, self.door.catch_up.why
             text = empty_text(bool(settings.secret), settings.repo, why)
             self._send(text, TEXT)
 
-    def _changes(self, count: int) -> typing.Iterator[None]:
-        """Sends a line for each change of a deployment since the count-th."""
-        while True:
-            count, changed = self.deployments.since(count)
-            for d in changed:
-                why = f": {d.reason}" if d.reason else ""
-                line = f"{d.number} {d.status} {d.branch} {(d.commit or '')[:8]}{why}"
-                self._write(one_line(line).encode() + b"\n")
-            yield
+    def _follow_list(self) -> None:
+        """GET /?follow: a line for each change of a deployment."""
+        for d in filter(None, self._news()):
+            why = f": {d.reason}" if d.reason else ""
+            line = f"{d.number} {d.status} {d.branch} {(d.commit or '')[:8]}{why}"
+            self._write(one_line(line).encode() + b"\n")
 
     def _log(self, which: str) -> None:
         """GET /log/N: the log, the page around it, or the record."""
@@ -3000,7 +2968,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not d:
             raise Refusal(404, f"there is no deployment {which}")
         if form == "follow":
-            self._follow(self._growth(number))
+            self._follow_log(number)
         elif form == JSON:
             self._send_json(d.record())
         elif form == HTML:
@@ -3028,18 +2996,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.wfile.flush()
                 self._write_file(log, 0, size)
 
-    def _growth(self, number: int) -> typing.Iterator[None]:
-        """Sends what the log has grown by, until its deployment has ended."""
+    def _follow_log(self, number: int) -> None:
+        """GET /log/N?follow: what there is, and then what the log grows by, until its
+        deployment has ended."""
         at, log = 0, None
-        while True:
-            deployment = self.deployments.get(number)
-            over = deployment is None or deployment.finished  # before the last look
+        for _ in self._news():
+            d = self.deployments.get(number)
+            over = d is None or d.finished  # before the last look
             with contextlib.suppress(FileNotFoundError):  # it waits for its turn
                 log = log or open(self.deployments.log_path(number), "rb", 0)
                 at = self._write_file(log, at, os.fstat(log.fileno()).st_size)
             if over:
                 return
-            yield
 
     def _healthz(self) -> None:
         """GET /healthz: 200, or 503 and why."""
@@ -3118,7 +3086,8 @@ class Boop:
     def __init__(self, settings: Settings, environ: Environ) -> None:
         """Raises OSError when boop can't serve, with the reason in one line."""
         self._settings, self._environ = settings, environ
-        self._events, self._event = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._events, self._event = os.pipe()
+        os.set_blocking(self._event, False)
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
             signal.signal(signum, lambda *_: None)  # serve reads them off the pipe
         signal.set_wakeup_fd(self._event, warn_on_full_buffer=False)
@@ -3128,62 +3097,51 @@ class Boop:
             why = f"state folder {settings.state}: {error.strerror}"
             raise OSError(None, why) from None
         parts = settings, environ, self._deployments
-        self._origin = Origin(settings, environ)
         self._reporter = Reporter(*parts)
-        self._runner = Runner(*parts, self._origin, self._report)
-        shared = settings, self._deployments, self._origin, self._runner
-        self._door = Door(listen(settings, environ), *shared)
+        self._runner = Runner(*parts, self._report)
+        self._catch_up = CatchUp(*parts, self._runner.wake)
+        listener = listen(settings, environ)
+        self._door = Door(listener, *parts, self._runner, self._catch_up)
 
     def serve(self) -> int:
         """The daemon's life: until a signal ends it. The exit status."""
         threading.Thread(target=self._run, daemon=True).start()
+        self._door.open()
         self._welcome()
         if self._settings.repo:
-            args = self._deployments, self._runner.wake
-            threading.Thread(target=self._origin.run, args=args, daemon=True).start()
+            threading.Thread(target=self._catch_up.run, daemon=True).start()
         every = watchdog_s(self._environ)
         signal.setitimer(signal.ITIMER_REAL, every, every)
-        wanted = [self._events, self._door.listener.fileno()]
-        while not self._signalled():
+        while True:
+            events = os.read(self._events, 4096)
+            if signal.SIGALRM in events:
+                sd_notify(self._environ, WATCHDOG=1)
+            if signal.SIGHUP in events:
+                now = time.monotonic_ns() // 1000
+                sd_notify(self._environ, RELOADING=1, MONOTONIC_USEC=now)
+                self._catch_up.look()
+                sd_notify(self._environ, READY=1)
+            if signal.SIGTERM in events or signal.SIGINT in events:
+                self._end()
+                return 0
             if self._runner.done.is_set():
                 say("the runner is gone, and so boop ends", ERROR)
                 return 1
-            select.select(wanted, [], [])
-            self._door.accept()
-        return self._end()
 
     def _run(self) -> None:
         self._runner.run()
         os.write(self._event, b"\0")  # serve shall see it
 
-    def _signalled(self) -> bool:
-        """Minds the signals; is it time to end?"""
-        try:
-            signums = os.read(self._events, 4096)
-        except BlockingIOError:
-            return False
-        if signal.SIGALRM in signums:
-            sd_notify(self._environ, WATCHDOG=1)
-        if signal.SIGHUP in signums:
-            now = time.monotonic_ns() // 1000
-            sd_notify(self._environ, RELOADING=1, MONOTONIC_USEC=now)
-            self._origin.look()
-            sd_notify(self._environ, READY=1)
-        return signal.SIGTERM in signums or signal.SIGINT in signums
-
-    def _end(self) -> int:
+    def _end(self) -> None:
         """Takes no more requests, ends the script, lets everyone have the end."""
         sd_notify(self._environ, STOPPING=1, STATUS="stopping")
         say("stopping")
-        self._door.accept()  # those who came before
-        self._door.listener.close()
+        self._door.close()
         self._runner.stop()
-        self._origin.stop()
         self._runner.done.wait()
         self._deployments.close()
         self._door.drain()
         self._reporter.close()
-        return 0
 
     def _report(self, deployment: Deployment) -> None:
         """A deployment has started or ended: the runner says so."""
@@ -3329,8 +3287,11 @@ def _look_at_state(settings: Settings, environ: Environ) -> str:
     folder = there = settings.state
     while not os.path.exists(there):
         there = os.path.dirname(there)
-    if there == folder and not is_boops(os.listdir(folder)):
-        raise OSError(None, f"state folder {folder}: {NOT_BOOPS}")
+    try:
+        if there == folder:
+            check_state(folder)
+    except OSError as error:
+        raise OSError(None, f"state folder {folder}: {error.strerror}") from None
     if not os.access(there, os.W_OK | os.X_OK):
         raise OSError(None, f"state folder {folder}: {there} is not writable")
     return f"state in {folder}"
@@ -3339,7 +3300,7 @@ def _look_at_state(settings: Settings, environ: Environ) -> str:
 def _look_at_repo(settings: Settings, environ: Environ) -> str:
     if not settings.repo:
         return "no BOOP_REPO: whatever repository a push names is deployed"
-    branch, tip = Origin(settings, environ).find(settings.branch)
+    branch, tip = look(settings, environ)
     return f"{settings.repo}, branch {branch}, is at {tip[:8]}"
 
 
