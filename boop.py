@@ -37,6 +37,7 @@ import datetime
 import email.message
 import errno
 import fcntl
+import functools
 import hmac
 import importlib
 import io
@@ -55,9 +56,6 @@ import threading
 import time
 import typing
 import urllib.parse
-
-if typing.TYPE_CHECKING:
-    import argparse
 
 # http.server imports http.client, and that imports ssl if there is one: 4 ms and 1.3 MB
 # that only a commit status needs (see Reporter._post). argparse and shutil are imported
@@ -89,6 +87,7 @@ BACKLOG = 1024  # socketserver's 5 makes the kernel drop SYNs in a burst
 GRACE_S = 10  # between SIGTERM and SIGKILL
 DRAIN_S = 1  # for connections that are open when boop ends
 CLOSE_S = 2  # for reports that are under way then
+NOTIFY_TIMEOUT_S = 60
 RETRY_S, MAX_RETRY_S = 15, 3600  # between looks at a repository that is out of reach
 GIT_TIMEOUT_S = 20  # for one look at the repository
 PIPE_BYTES = 64 << 10  # what is read of the script's output at once
@@ -196,34 +195,11 @@ class Secret(str):
         return "'***'" if self else "''"
 
 
-class Settings(typing.NamedTuple):
-    """What boop was told, checked. Made by read_settings, never changed."""
-
-    secret: Secret
-    host: str
-    port: int
-    script: str  # absolute path
-    state: str  # absolute path
-    repo: str  # without the user part; "" takes what a push names
-    branch: str  # "" takes the repository's default branch
-    timeout: int  # seconds
-    keep: int
-    log_limit: int  # bytes
-    poll: int  # seconds; 0: never
-    url: str
-    github_token: Secret
-    github_api: str
-    notify: str
-    password: Secret
-    repo_user: Secret = Secret()  # user[:password] of the repository's URL
-
-    def web(self, path: str) -> str:
-        """A link below BOOP_URL for statuses and notifications; "" without one."""
-        return f"{self.url.rstrip('/')}/{path}" if self.url else ""
-
-
 class BadSettings(Exception):
     """Its arguments are the mistakes, each a line."""
+
+
+# What checks a setting's text: its value, or ValueError.
 
 
 def _whole(least: int, most: int) -> typing.Callable[[str], int]:
@@ -283,91 +259,138 @@ def _branch(text: str) -> str:
     return branch_name(text.removeprefix("refs/heads/")) if text else ""
 
 
+# What finds a default out at start.
+
+
+def _state_folder(environ: Environ) -> str:
+    """systemd.exec(5), STATE_DIRECTORY; XDG Base Directory Specification."""
+    home = environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return environ.get("STATE_DIRECTORY", "").split(":")[0] or f"{home}/boop"
+
+
+def _checkout(environ: Environ) -> str:
+    """The git checkout that boop is started in, or ""."""
+    folder = os.path.join(os.getcwd(), "")
+    while folder != "/":
+        folder = os.path.dirname(folder)
+        if os.path.exists(os.path.join(folder, ".git")):
+            return folder
+    return ""
+
+
 class Setting(typing.NamedTuple):
-    """A row of the table. The variable's name makes the flag and the field."""
+    """A row of the table."""
 
-    variable: str
-    default: str
-    check: typing.Callable[[str], typing.Any]  # ValueError says what is wrong
+    default: str | typing.Callable[[Environ], str]
+    check: typing.Callable[[str], typing.Any]
     help: str
-    shown: str = ""  # the default in words, where it is found out at start
-
-    @property
-    def name(self) -> str:
-        """BOOP_LOG_LIMIT -> log_limit, and --log-limit."""
-        return self.variable[len("BOOP_") :].lower()
-
-    @property
-    def secret(self) -> bool:
-        """Has it no flag, and may it be a systemd credential?"""
-        return self.check is Secret
+    shown: str = ""  # the default in words, where it is found out
 
 
-SETTINGS = (
-    Setting("BOOP_SECRET", "", Secret, "shared with the forge; without: no hooks"),
-    Setting("BOOP_HOST", "127.0.0.1", _host, "address to listen on"),
-    Setting("BOOP_PORT", "8080", _whole(0, 65535), "port; 0 takes a free one"),
-    Setting(
-        "BOOP_SCRIPT",
+def _row(*row: typing.Any) -> typing.Any:  # of any type, as the value has another
+    return Setting(*row)
+
+
+class Settings:
+    """What boop was told, checked: made by read_settings, and never changed.
+
+    And the table of the settings: each has a variable and a flag of its name
+    (BOOP_LOG_LIMIT, --log-limit), but a secret, which may be a systemd credential.
+    """
+
+    secret: Secret = _row("", Secret, "shared with the forge; without: no hooks")
+    host: str = _row("127.0.0.1", _host, "address to listen on")
+    port: int = _row("8080", _whole(0, 65535), "port; 0 takes a free one")
+    script: str = _row(
         os.path.join(os.path.dirname(os.path.realpath(__file__)), "deploy.sh"),
         _executable,
         "executable to run",
         "deploy.sh beside boop.py",
-    ),
-    Setting(
-        "BOOP_STATE",
-        "",
+    )
+    state: str = _row(
+        _state_folder,
         _path,
         "where the journal, the logs and the script's work folder live",
         "$STATE_DIRECTORY, $XDG_STATE_HOME/boop or ~/.local/state/boop",
-    ),
-    Setting(
-        "BOOP_REPO",
-        "",
+    )
+    repo: str = _row(
+        _checkout,
         _repo,
         "the site's repository, URL or path; empty: whatever a push names",
         "the git checkout that boop is started in",
-    ),
-    Setting(
-        "BOOP_BRANCH",
-        "",
-        _branch,
-        "branch to deploy",
-        "the repository's default branch",
-    ),
-    Setting("BOOP_TIMEOUT", "600", _whole(1, 10**9), "seconds a deployment may take"),
-    Setting("BOOP_KEEP", "100", _whole(1, 10**9), "finished deployments kept"),
-    Setting("BOOP_LOG_LIMIT", "10485760", _whole(0, 10**12), "bytes kept of one log"),
-    Setting(
-        "BOOP_POLL",
+    )
+    branch: str = _row(
+        "", _branch, "branch to deploy", "the repository's default branch"
+    )
+    timeout: int = _row("600", _whole(1, 10**9), "seconds a deployment may take")
+    keep: int = _row("100", _whole(1, 10**9), "finished deployments kept")
+    log_limit: int = _row("10485760", _whole(0, 10**12), "bytes kept of one log")
+    poll: int = _row(
         "0",
         _whole(0, 10**9),
         "seconds between looks at the branch's tip; 0: at start and on SIGHUP only",
-    ),
-    Setting("BOOP_URL", "", _url, "boop's public address, for links"),
-    Setting("BOOP_GITHUB_TOKEN", "", Secret, "to report commit statuses with"),
-    Setting("BOOP_GITHUB_API", "https://api.github.com", _url, "the forge's API"),
-    Setting("BOOP_NOTIFY", "", _executable, "executable run after each deployment"),
-    Setting("BOOP_PASSWORD", "", Secret, "asked for by the list, logs and metrics"),
-)
+    )
+    url: str = _row("", _url, "boop's public address, for links")
+    github_token: Secret = _row("", Secret, "to report commit statuses with")
+    github_api: str = _row("https://api.github.com", _url, "the forge's API")
+    notify: str = _row("", _executable, "executable run after each deployment")
+    password: Secret = _row("", Secret, "asked for by the list, logs and metrics")
+
+    environ: Environ  # all of boop's; nobody else reads it
+    repo_user: str  # user[:password] of the repository's URL, which is without it
+
+    def log(self, number: int) -> str:
+        """Where a deployment's log is, or will be."""
+        return os.path.join(self.state, f"{number}.log")
+
+    def link(self, number: int) -> str:
+        """To its log, for statuses and notifications; "" without a BOOP_URL."""
+        return f"{self.url.rstrip('/')}/log/{number}" if self.url else ""
 
 
-def state_folder(environ: Environ) -> str:
-    """Where boop keeps its state when BOOP_STATE is not set; systemd.exec(5), XDG."""
-    if environ.get("STATE_DIRECTORY"):
-        return environ["STATE_DIRECTORY"].split(":")[0]
-    home = environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return os.path.join(home, "boop")
+SETTINGS: dict[str, Setting] = {
+    name: row for name, row in vars(Settings).items() if isinstance(row, Setting)
+}
 
 
-def checkout(folder: str) -> str:
-    """The git checkout that a folder is in, or ""."""
-    while not os.path.exists(os.path.join(folder, ".git")):
-        parent = os.path.dirname(folder)
-        if parent == folder:
-            return ""
-        folder = parent
-    return folder
+def read_settings(environ: Environ, flags: typing.Mapping[str, str]) -> Settings:
+    """Flags by name, then credentials and variables, then defaults. What is empty is
+    not given, but for the repository.
+
+    Raises BadSettings with every mistake that there is.
+    """
+    settings, mistakes = Settings(), []
+    settings.environ = environ
+    for name, row in SETTINGS.items():
+        variable, text = f"BOOP_{name.upper()}", flags.get(name)
+        try:
+            if row.check is Secret:
+                text = _credential(variable, environ)
+            text = environ.get(variable) if text is None else text
+            if text is None or (not text and name != "repo"):
+                found = row.default
+                text = found(environ) if callable(found) else found
+            setattr(settings, name, row.check(text))
+        except (ValueError, OSError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            shown = "" if row.check is Secret else f" {split_user(text or '')[0]!r}"
+            mistakes.append(f"{variable}{shown}: {why}")
+    count = environ.get("GIT_CONFIG_COUNT", "")
+    if not re.fullmatch("[0-9]{0,4}", count):
+        mistakes.append(f"GIT_CONFIG_COUNT {count!r}: not a whole number")
+    if mistakes:
+        raise BadSettings(*mistakes)
+    settings.repo, settings.repo_user = split_user(settings.repo)
+    return settings
+
+
+def _credential(variable: str, environ: Environ) -> str | None:
+    """A secret that systemd passes as a file; systemd.exec(5), CREDENTIALS."""
+    path = os.path.join(environ.get("CREDENTIALS_DIRECTORY", ""), variable)
+    if path == variable or not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return file.read().rstrip("\r\n")
 
 
 def split_user(repo: str) -> tuple[str, str]:
@@ -384,55 +407,16 @@ def split_user(repo: str) -> tuple[str, str]:
     return scheme + rest, user
 
 
-def _credential(variable: str, environ: Environ) -> str | None:
-    """A secret that systemd passes as a file; systemd.exec(5), CREDENTIALS."""
-    path = os.path.join(environ.get("CREDENTIALS_DIRECTORY", ""), variable)
-    if path == variable or not os.path.exists(path):
-        return None
-    with open(path, encoding="utf-8") as file:
-        return file.read().rstrip("\r\n")
-
-
-def read_settings(environ: Environ, flags: typing.Mapping[str, typing.Any]) -> Settings:
-    """Flags by name, then credentials and variables, then defaults.
-
-    Raises BadSettings with every mistake that there is.
-    """
-    values, mistakes = {}, []
-    for s in SETTINGS:
-        flag = flags.get(s.name)
-        text = environ.get(s.variable) if flag is None else flag
-        try:
-            if s.secret:
-                text = _credential(s.variable, environ) or text
-            elif s.variable == "BOOP_REPO" and text is None:
-                text = checkout(os.getcwd())
-            elif s.variable == "BOOP_STATE":
-                text = text or state_folder(environ)
-            values[s.name] = s.check(text or s.default)
-        except (ValueError, OSError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            shown = "" if s.secret else f" {split_user(text or '')[0]!r}"
-            mistakes.append(f"{s.variable}{shown}: {why}")
-    count = environ.get("GIT_CONFIG_COUNT", "")
-    if not re.fullmatch("[0-9]{0,4}", count):
-        mistakes.append(f"GIT_CONFIG_COUNT {count!r}: not a whole number")
-    if mistakes:
-        raise BadSettings(*mistakes)
-    values["repo"], user = split_user(values["repo"])
-    return Settings(**values, repo_user=Secret(user))
-
-
-def secrets_of(settings: Settings, environ: Environ) -> dict[str, str]:
+def secrets_of(settings: Settings) -> dict[str, str]:
     """What must not be shown, and what stands in its place."""
     named = re.compile("secret|token|password|key", re.IGNORECASE)
-    values = [v for k, v in environ.items() if named.search(k)]
+    values = [v for k, v in settings.environ.items() if named.search(k)]
     values += [settings.secret, settings.github_token, settings.password]
     user, (name, _, password) = settings.repo_user, settings.repo_user.partition(":")
     parts = [user, name, password, _basic(user)]
     values += parts + [urllib.parse.unquote(part) for part in parts]
-    values = [line for v in values for line in re.split("[\r\n]", v)]  # of a PEM key
-    shown = {v: "***" for v in values if len(v) >= 8}
+    lines = [line for value in values for line in re.split("[\r\n]", value)]
+    shown = {line: "***" for line in lines if len(line) >= 8}
     if user:  # also where it is short
         shown |= {f"//{user}@": "//***@", f"//{name}@": "//***@"}
     return shown
@@ -445,16 +429,16 @@ def _basic(user: str) -> str:
     return base64.b64encode(pair.encode()).decode()
 
 
-def child_environment(settings: Settings, environ: Environ) -> dict[str, str]:
+def child_environment(settings: Settings) -> dict[str, str]:
     """boop's environment without its secrets and systemd's sockets, for a child.
 
     git gets the repository's user and password as a header, git-config(1)
     http.extraHeader: what stands in a URL stands in the process list too.
     """
-    own = {s.variable for s in SETTINGS if s.secret}
+    own = {f"BOOP_{name.upper()}" for name, s in SETTINGS.items() if s.check is Secret}
     own |= {"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID"}
     own |= {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
-    env = {k: v for k, v in environ.items() if k not in own}
+    env = {k: v for k, v in settings.environ.items() if k not in own}
     env["BOOP_STATE"] = settings.state
     site = re.match("https?://[^/]*/?", settings.repo)
     if settings.repo_user and site:
@@ -516,6 +500,7 @@ SIGNATURE_HEADERS = (
 )
 Headers = email.message.Message  # names in any case, as http.server reads them
 Body = bytes | memoryview
+JSON, FORM = "application/json", "application/x-www-form-urlencoded"
 
 
 def signature(headers: Headers) -> tuple[str, str]:
@@ -538,22 +523,21 @@ def verify(secret: str, headers: Headers, body: Body) -> None:
     Source: docs.github.com, "Validating webhook deliveries".
     """
     header, value = signature(headers)
-    key = secret.encode("utf-8", "surrogateescape")
-    sent = value.encode("latin-1", "replace")
-    if header == "X-Gitlab-Token":
-        rights, given = [key], [sent]
-    elif header == "webhook-signature":
-        rights, given = _standard(key, headers, body), sent.split(b" ")
-    else:
-        rights, given = _hexadecimal(key, header, headers, body), [sent.lower()]
-    if not key or not any(hmac.compare_digest(g, r) for g in given for r in rights):
+    key, sent = os.fsencode(secret), value.encode("latin-1", "replace")
+    given = sent.split(b" ") if header == "webhook-signature" else [sent]
+    rights = _signed(header, key, headers, body) if key else []
+    if not any(hmac.compare_digest(g, r) for g in given for r in rights):
         what = "is not" if header == "X-Gitlab-Token" else "was not made with"
         raise Refusal(401, f"{header} {what} this boop's secret (BOOP_SECRET)")
 
 
-def _hexadecimal(key: bytes, header: str, headers: Headers, body: Body) -> list[bytes]:
-    """What GitHub, Gitea, Forgejo or Bitbucket may send in that header."""
-    kinds = {
+def _signed(header: str, key: bytes, headers: Headers, body: Body) -> list[bytes]:
+    """What the header may say, where who has the key has sent the body."""
+    if header == "X-Gitlab-Token":
+        return [key]
+    if header == "webhook-signature":
+        return _standard_webhook(key, headers, body)
+    prefixes = {
         "X-Hub-Signature-256": ["sha256="],
         "X-Hub-Signature": ["sha256=", "sha1="],
     }
@@ -562,15 +546,15 @@ def _hexadecimal(key: bytes, header: str, headers: Headers, body: Body) -> list[
     if gitea and media_type(headers) == FORM:
         signed.append(form_payload(body))  # they sign the JSON inside it
     return [
-        f"{kind}{hmac.new(key, part, kind[:-1] or 'sha256').hexdigest()}".encode()
-        for kind in kinds.get(header, [""])
+        f"{prefix}{hmac.new(key, part, prefix[:-1] or 'sha256').hexdigest()}".encode()
+        for prefix in prefixes.get(header, [""])
         for part in signed
     ]
 
 
-def _standard(key: bytes, headers: Headers, body: Body) -> list[bytes]:
-    """What GitLab would send; standardwebhooks.com. Without a look at the clock: a
-    replay can only ask for the tip again."""
+def _standard_webhook(key: bytes, headers: Headers, body: Body) -> list[bytes]:
+    """standardwebhooks.com. Without a look at the clock: a replay can only ask for the
+    tip again."""
     if key.startswith(b"whsec_"):
         try:
             key = base64.b64decode(key[len(b"whsec_") :], validate=True)
@@ -581,9 +565,6 @@ def _standard(key: bytes, headers: Headers, body: Body) -> list[bytes]:
     mac = hmac.new(key, head.encode("latin-1", "replace"), "sha256")
     mac.update(body)
     return [b"v1," + base64.b64encode(mac.digest())]
-
-
-JSON, FORM = "application/json", "application/x-www-form-urlencoded"
 
 
 def media_type(headers: Headers) -> str:
@@ -601,6 +582,9 @@ def form_payload(body: Body) -> bytes:
         return b""
 
 
+Look = typing.Callable[[], "tuple[str, str | None]"]
+
+
 def parse(
     headers: Headers, body: Body, settings: Settings, look: Look
 ) -> Push | Cancel:
@@ -614,9 +598,6 @@ def parse(
         if forge.event_header in headers:
             return _push(forge, headers, payload, settings, look)
     return _manual(payload, settings, look)
-
-
-Look = typing.Callable[[], "tuple[str, str | None]"]
 
 
 def _json_object(body: Body, kind: str) -> dict[str, typing.Any]:
@@ -643,19 +624,13 @@ def _without_files(value: dict[str, typing.Any]) -> dict[str, typing.Any]:
 
 
 class Change(typing.NamedTuple):
-    """One branch or tag that a delivery says has moved; nothing in it is checked."""
+    """A branch or tag that a delivery says has moved; nothing in it is checked."""
 
     ref: typing.Any
     commit: typing.Any
-    deleted: bool = False
-    message: typing.Any = None
-    author: typing.Any = None
-
-
-class Delivery(typing.NamedTuple):
-    """What a forge's push says, in one shape; nothing in it is checked."""
-
-    changes: list[Change]
+    deleted: bool
+    message: typing.Any
+    author: typing.Any
     default_branch: typing.Any
     clone_url: typing.Any
 
@@ -667,12 +642,12 @@ def dig(value: typing.Any, *keys: str) -> typing.Any:
     return value
 
 
-def _github(payload: typing.Any, repository: str = "repository") -> Delivery:
+def _github(payload: typing.Any, repository: str = "repository") -> list[Change]:
     """GitHub, Gitea, Forgejo; GitLab, of a "project": one ref, and its commits."""
     after, commits = dig(payload, "after"), dig(payload, "commits")
     commits = commits if isinstance(commits, list) else []
     newest = next((c for c in commits if dig(c, "id") == after), None)
-    head = dig(payload, "head_commit") or newest
+    head, repo = dig(payload, "head_commit") or newest, dig(payload, repository)
     zeros = isinstance(after, str) and bool(after) and not after.strip("0")
     change = Change(
         ref=dig(payload, "ref"),
@@ -680,33 +655,32 @@ def _github(payload: typing.Any, repository: str = "repository") -> Delivery:
         deleted=dig(payload, "deleted") is True or zeros,
         message=dig(head, "message"),
         author=dig(head, "author", "name") or dig(payload, "user_name"),
+        default_branch=dig(repo, "default_branch"),
+        clone_url=dig(repo, "clone_url") or dig(repo, "git_http_url"),
     )
-    repo = dig(payload, repository)
-    url = dig(repo, "clone_url") or dig(repo, "git_http_url")
-    return Delivery([change], dig(repo, "default_branch"), url)
+    return [change]
 
 
-def _bitbucket(payload: typing.Any) -> Delivery:
+def _bitbucket(payload: typing.Any) -> list[Change]:
     """Bitbucket Cloud: several changes in one push; `new` is null on a deletion."""
-    changes = []
-    said = dig(payload, "push", "changes")
-    for change in said if isinstance(said, list) else ():
-        new = dig(change, "new")
-        moved = new or dig(change, "old")
-        kind = {"branch": "heads", "tag": "tags"}.get(str(dig(moved, "type")), "other")
-        author = dig(new, "target", "author", "raw")
-        changes.append(
-            Change(
-                ref=f"refs/{kind}/{dig(moved, 'name')}",
-                commit=dig(new, "target", "hash"),
-                deleted=dig(change, "closed") is True or not new,
-                message=dig(new, "target", "message"),
-                author=author.split(" <")[0] if isinstance(author, str) else None,
-            )
+    changes, name = dig(payload, "push", "changes"), dig(payload, *FULL_NAME)
+    return [
+        Change(
+            ref=f"refs/{_KINDS.get(str(dig(moved, 'type')))}/{dig(moved, 'name')}",
+            commit=dig(moved, "target", "hash"),
+            deleted=dig(change, "closed") is True or not dig(change, "new"),
+            message=dig(moved, "target", "message"),
+            author=str(dig(moved, "target", "author", "raw") or "").split(" <")[0],
+            default_branch=None,
+            clone_url=name and f"https://bitbucket.org/{name}.git",
         )
-    name = dig(payload, "repository", "full_name")
-    url = f"https://bitbucket.org/{name}.git" if isinstance(name, str) else None
-    return Delivery(changes, None, url)
+        for change in (changes if isinstance(changes, list) else ())
+        for moved in [dig(change, "new") or dig(change, "old")]
+    ]
+
+
+_KINDS = {"branch": "heads", "tag": "tags"}
+FULL_NAME = "repository", "full_name"
 
 
 class Forge(typing.NamedTuple):
@@ -715,7 +689,7 @@ class Forge(typing.NamedTuple):
     event_header: str
     push: str  # its value for a push
     ping: str
-    read: typing.Callable[[typing.Any], Delivery]
+    read: typing.Callable[[typing.Any], list[Change]]
 
 
 FORGES = (  # Forgejo and Gitea send the event headers of those they come from, too
@@ -740,31 +714,28 @@ def _push(
         raise Refusal(200, clean(payload.get("zen"), 200) or "boop", "pong")
     if event != forge.push:
         raise ignored(f'event "{one_line(event, 60)}": only "{forge.push}" is deployed')
-    delivery = forge.read(payload)
-    wanted = settings.branch or delivery.default_branch
+    changes = forge.read(payload)
+    if not changes:
+        raise Refusal(400, "a push without changes: push.changes is missing or empty")
+    wanted = settings.branch or changes[0].default_branch
     if not wanted and settings.repo:
         wanted, _ = look()
-    if not delivery.changes:
-        raise Refusal(400, "a push without changes: push.changes is missing or empty")
-    whys = [_unwanted(change, wanted) for change in delivery.changes]
+    whys = [_unwanted(change, wanted) for change in changes]
     if "" not in whys:
         raise ignored("; ".join(dict.fromkeys(whys)))
-    change = delivery.changes[whys.index("")]
-    branch = change.ref[len("refs/heads/") :]
+    change = changes[whys.index("")]
     if change.commit is not None and not is_commit(change.commit):
         raise Refusal(400, "the push's new commit is not a full commit id")
-    push = Push(
-        repo=settings.repo or clone_url(delivery.clone_url),
-        branch=branch,
+    message = str(change.message).lower()
+    return Push(
+        repo=settings.repo or clone_url(change.clone_url),
+        branch=wanted,
         commit=change.commit and change.commit.lower(),
         message=clean(change.message, MAX_MESSAGE_CHARS),
         author=clean(change.author, MAX_NAME_CHARS),
-        full_name=full_name(dig(payload, "repository", "full_name")),
+        trigger=next((mark for mark in SKIP_MARKERS if mark in message), "push"),
+        full_name=full_name(dig(payload, *FULL_NAME)),
     )
-    for marker in SKIP_MARKERS:
-        if marker in str(change.message).lower():
-            return push._replace(trigger=marker)
-    return push
 
 
 def _unwanted(change: Change, wanted: typing.Any) -> str:
@@ -977,15 +948,14 @@ class Deployments:
     long, and when a line could not be written: memory holds all that it should hold.
     """
 
-    def __init__(self, folder: str, keep: int) -> None:
+    def __init__(self, settings: Settings) -> None:
         """Raises OSError when the folder can't be used, or another boop uses it."""
+        folder, self._settings = settings.state, settings
         self._lock = threading.Lock()
         self._followers: set[News] = set()
-        self._keep = keep
         self._records: dict[int, Deployment] = {}  # numbers only grow
         self._last = 0  # the highest number that was ever used
         self._lines = 0  # added to the journal since it was written anew
-        self.folder = folder
         self.closed = False
         self.unwritable = ""  # why, while the disk takes no records
         self.totals = {"success": 0, "fail": 0}  # finished since boop started, and the
@@ -1022,10 +992,6 @@ class Deployments:
         """The one that has ended last, whatever its number."""
         ended = (d for d in self.newest_first() if d.finished)
         return max(ended, key=lambda d: d.finished_at or "", default=None)
-
-    def log_path(self, number: int) -> str:
-        """Where the deployment's log is, or will be."""
-        return os.path.join(self.folder, f"{number}.log")
 
     # News, for those who follow. Any thread, and no lock: what a set or a queue does
     # here is atomic.
@@ -1189,8 +1155,8 @@ class Deployments:
     def _forget(self) -> None:
         """Removes what is over the number of finished deployments to keep."""
         finished = [d.number for d in self._records.values() if d.finished]
-        for number in finished[: -self._keep]:
-            self._unlink(self.log_path(number))
+        for number in finished[: -self._settings.keep]:
+            self._unlink(self._settings.log(number))
             del self._records[number]
 
     # The journal.
@@ -1293,7 +1259,7 @@ class Deployments:
     def _end_log(self, cut: Deployment) -> None:
         """Gives a log that was cut off the last line that every log has."""
         with contextlib.suppress(OSError):  # the disk is full
-            with open(self.log_path(cut.number), "a", encoding="utf-8") as log:
+            with open(self._settings.log(cut.number), "a", encoding="utf-8") as log:
                 log.write(f"\nboop: fail: {cut.reason}\n")
 
 
@@ -1304,40 +1270,59 @@ if typing.TYPE_CHECKING:
 # --- 5. Runner ------------------------------------------------------------------------
 
 
-def look(settings: Settings, environ: Environ) -> tuple[str, str]:
+def exit_reason(status: int) -> str | None:
+    """How a process ended, in words; None for a success."""
+    if status >= 0:
+        return f"exit status {status}" if status else None
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal
+        return f"killed by signal {-status}"
+
+
+def run_briefly(
+    command: list[str], seconds: int, env: dict[str, str]
+) -> tuple[str | None, str]:
+    """Runs a program that shall not take long: why it failed, or None; and the first
+    of what it printed."""
+    # timeout(1) ends what it has started, too, which can hold no pipe open.
+    with open(os.memfd_create("output"), "w+b") as output:
+        try:
+            status = subprocess.call(
+                ["timeout", "--signal=KILL", str(seconds), *command],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return f"cannot run {command[0]}: {error.strerror}", ""
+        said = os.pread(output.fileno(), PIPE_BYTES, 0).decode("utf-8", "replace")
+    killed = status == -signal.SIGKILL
+    return f"timed out after {seconds} s" if killed else exit_reason(status), said
+
+
+def look(settings: Settings) -> tuple[str, str]:
     """Asks BOOP_REPO for the branch to deploy, and its tip; git-ls-remote(1).
 
     Raises OSError with the reason: git's words, or what to do.
     """
-    repo, branch = settings.repo, settings.branch
-    ref = f"refs/heads/{branch}" if branch else "HEAD"
-    as_owner = []
+    repo, branch, as_owner = settings.repo, settings.branch, []
     if repo.startswith(("/", "file://")):  # it may be another user's: trust it
         as_owner = ["--upload-pack=git -c safe.directory=* upload-pack"]
-    # timeout(1) ends what git has started, too: ssh, git-remote-https
-    command = ["timeout", "--signal=KILL", str(GIT_TIMEOUT_S), "git", "ls-remote"]
+    ref = f"refs/heads/{branch}" if branch else "HEAD"
+    command = ["git", "ls-remote", "--symref", *as_owner, "--", repo, ref]
     env = {"GIT_SSH_COMMAND": "ssh -o BatchMode=yes", "GIT_TERMINAL_PROMPT": "0"}
-    try:
-        git = subprocess.run(
-            [*command, "--symref", *as_owner, "--", repo, ref],
-            env=env | child_environment(settings, environ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise OSError(None, f"cannot run git: {error.strerror}") from None
-    if git.returncode:
-        why = git.stderr.strip().partition("\n")[0] or f"exit status {git.returncode}"
-        if git.returncode == -signal.SIGKILL:
-            why = f"no answer within {GIT_TIMEOUT_S} s"
+    env |= child_environment(settings)
+    why, said = run_briefly(command, GIT_TIMEOUT_S, env)
+    if why:
+        why = said.strip().partition("\n")[0] or why
         raise OSError(None, f"cannot look at {repo}: {why}")
     # "ref: refs/heads/main<tab>HEAD", "<commit><tab>HEAD", and of a clone also
     # "<commit><tab>refs/remotes/origin/HEAD"
-    name = re.search("(?m)^ref: refs/heads/(.+)\tHEAD$", git.stdout)
-    tip = re.search(f"(?m)^([0-9a-f]+)\t{re.escape(ref)}$", git.stdout)
+    name = re.search("(?m)^ref: refs/heads/(.+)\tHEAD$", said)
+    tip = re.search(f"(?m)^([0-9a-f]+)\t{re.escape(ref)}$", said)
     if not tip:
         what = f"has no branch {branch}" if branch else "has no commit yet: push one"
         raise OSError(None, f"{repo} {what}")
@@ -1354,13 +1339,11 @@ class CatchUp:
     def __init__(
         self,
         settings: Settings,
-        environ: Environ,
         deployments: Deployments,
         wake: typing.Callable[[], None],
     ) -> None:
         """wake: tells the runner that there is something to run."""
-        self._settings, self._environ = settings, environ
-        self._deployments, self._wake = deployments, wake
+        self._settings, self._deployments, self._wake = settings, deployments, wake
         self._asked = threading.Event()
         self.branch = settings.branch  # or what the last good look has found
         self.why = ""  # the last look has failed
@@ -1390,8 +1373,8 @@ class CatchUp:
 
     def _catch_up(self, trigger: str) -> None:
         """Deploys the branch's tip if it was missed. Raises OSError."""
-        self.branch, tip = look(self._settings, self._environ)
-        way = way_of(self._settings, self._environ)
+        self.branch, tip = look(self._settings)
+        way = way_of(self._settings)
         push = Push(self._settings.repo, self.branch, tip, trigger=trigger)
         if missed := self._deployments.catch_up(push, way):
             say(f"{trigger}: {self.branch} is at {tip[:8]}: queued as {missed.number}")
@@ -1454,6 +1437,9 @@ class Log:
         self._grown()
 
 
+Report = typing.Callable[[Deployment], None]
+
+
 class Runner:
     """Runs the script, one deployment after the other, in the thread that calls run.
 
@@ -1465,16 +1451,11 @@ class Runner:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        environ: Environ,
-        deployments: Deployments,
-        report: typing.Callable[[Deployment], None],
+        self, settings: Settings, deployments: Deployments, report: Report
     ) -> None:
         """report: is told of each deployment that starts or ends."""
-        self._settings, self._environ = settings, environ
-        self._deployments, self._report = deployments, report
-        self._secrets = secrets_of(settings, environ)
+        self._settings, self._deployments = settings, deployments
+        self._report, self._secrets = report, secrets_of(settings)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._result = os.path.join(settings.state, "result")
         self._stop = False
@@ -1501,7 +1482,7 @@ class Runner:
         try:
             self._end_orphans()
             while not self._stop:
-                way = way_of(self._settings, self._environ)
+                way = way_of(self._settings)
                 if d := self._deployments.start(way):
                     self._deploy(d)
                 else:
@@ -1515,7 +1496,7 @@ class Runner:
     def _deploy(self, d: Deployment) -> None:
         """One deployment, from its start to its record."""
         begun, result = time.monotonic(), dict[str, str]()
-        path, limit = self._deployments.log_path(d.number), self._settings.log_limit
+        path, limit = self._settings.log(d.number), self._settings.log_limit
         log = Log(path, limit, Mask(self._secrets), self._deployments.tell)
         what = f"commit {d.commit[:8]}" if d.commit else "its tip"
         by = f" by {d.author}" if d.author else ""
@@ -1528,7 +1509,8 @@ class Runner:
             reason = self._watch(script, d.number, log)
             result = read_result(self._result)
             said = result.pop("reason", None)
-            reason = reason or (script.returncode and said) or _exit_reason(script)
+            status = script.returncode
+            reason = reason or (status and said) or exit_reason(status)
         except OSError as error:
             reason = f"cannot run {self._settings.script}: {error.strerror}"
         except Exception as error:  # noqa: BLE001  it fails this one, and not the next
@@ -1542,7 +1524,7 @@ class Runner:
         self._report(d)
 
     def _start(self, d: Deployment) -> subprocess.Popen[bytes]:
-        work = os.path.join(self._deployments.folder, "work")
+        work = os.path.join(self._settings.state, "work")
         os.makedirs(work, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_NOFOLLOW
         with contextlib.suppress(OSError):  # a full disk: the script may not need it
@@ -1550,7 +1532,7 @@ class Runner:
         return subprocess.Popen(
             [self._settings.script],
             cwd=work,
-            env=script_environment(self._settings, self._environ, d),
+            env=script_environment(self._settings, d),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -1645,33 +1627,32 @@ def _end_group(leader: int, signum: int) -> None:
         os.killpg(leader, signum)
 
 
-def script_environment(
-    settings: Settings, environ: Environ, deployment: Deployment
-) -> dict[str, str]:
+def script_environment(settings: Settings, d: Deployment) -> dict[str, str]:
     """What the script is told: deploy.sh's head and README list it."""
     return {
-        **child_environment(settings, environ),
-        "BOOP_NUMBER": str(deployment.number),
-        "BOOP_TRIGGER": deployment.trigger,
-        "BOOP_REPO": deployment.repo,
-        "BOOP_BRANCH": deployment.branch,
-        "BOOP_COMMIT": deployment.commit or "",
-        "BOOP_EXACT": "1" if deployment.exact else "",
-        "BOOP_MESSAGE": deployment.message or "",
-        "BOOP_AUTHOR": deployment.author or "",
+        **child_environment(settings),
+        "BOOP_NUMBER": str(d.number),
+        "BOOP_TRIGGER": d.trigger,
+        "BOOP_REPO": d.repo,
+        "BOOP_BRANCH": d.branch,
+        "BOOP_COMMIT": d.commit or "",
+        "BOOP_EXACT": "1" if d.exact else "",
+        "BOOP_MESSAGE": d.message or "",
+        "BOOP_AUTHOR": d.author or "",
         "BOOP_RESULT": os.path.join(settings.state, "result"),
-        **({"DEPLOY_FORCE": "1"} if deployment.force else {}),
+        **({"DEPLOY_FORCE": "1"} if d.force else {}),
     }
 
 
-def way_of(settings: Settings, environ: Environ) -> str:
+def way_of(settings: Settings) -> str:
     """How a tip goes live: one digest of the script and of the DEPLOY_ variables."""
     try:
         with open(settings.script, "rb") as file:
             script = file.read()
     except OSError:
         script = b""  # may be run, and not read
-    values = sorted((k, v) for k, v in environ.items() if k.startswith("DEPLOY_"))
+    all_ = settings.environ.items()
+    values = sorted((k, v) for k, v in all_ if k.startswith("DEPLOY_"))
     return hmac.digest(script, repr(values).encode(), "sha256").hex()[:16]
 
 
@@ -1706,160 +1687,102 @@ def read_result(path: str) -> dict[str, str]:
     return result
 
 
-def _exit_reason(ended: subprocess.Popen[bytes]) -> str | None:
-    """How a process ended, in words; None for a success."""
-    status: int = ended.returncode
-    if status >= 0:
-        return f"exit status {status}" if status else None
-    try:
-        return f"killed by {signal.Signals(-status).name}"
-    except ValueError:  # a real-time signal
-        return f"killed by signal {-status}"
-
-
 # --- 6. Reporting ---------------------------------------------------------------------
 
 
 class Reporter:
-    """Tells GitHub, Gitea or Forgejo, and BOOP_NOTIFY, how deployments go.
+    """Tells somebody how deployments go, one report after the other, in a thread of its
+    own. Whatever happens there delays no deployment: it is said, and forgotten."""
 
-    A thread for each of the two takes them in order. Whatever happens here delays no
-    deployment: it is retried a little, said in one line, and forgotten.
-    """
-
-    TRIES = 3
-    TIMEOUT_S = 10
-    NOTIFY_TIMEOUT_S = 60
     MAX_WAITING = 200  # of a forge that is down for hours; the oldest are dropped
 
-    def __init__(
-        self, settings: Settings, environ: Environ, deployments: Deployments
-    ) -> None:
-        self._settings, self._environ = settings, environ
-        self._deployments = deployments
-        self._closing = threading.Event()
-        self._lines: list[tuple[Reports, threading.Thread]] = []
-        if settings.github_token:
-            self._open(self._status)
-        if settings.notify:
-            self._open(self._notify)
+    def __init__(self, tell: Report) -> None:
+        self._tell = tell
+        self._reports: queue.SimpleQueue[Deployment | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
-    def _open(self, tell: typing.Callable[[Deployment], None]) -> None:
-        reports: Reports = queue.SimpleQueue()
-        thread = threading.Thread(target=self._run, args=(reports, tell), daemon=True)
-        thread.start()
-        self._lines.append((reports, thread))
-
-    def report(self, deployment: Deployment) -> None:
+    def report(self, d: Deployment) -> None:
         """Reports a deployment's state, in the background. Any thread."""
-        for reports, _ in self._lines:
-            reports.put(deployment)
+        self._reports.put(d)
 
     def close(self) -> None:
-        """Ends the threads after what they have at hand, at most a moment later."""
-        self._closing.set()
-        deadline = time.monotonic() + CLOSE_S
-        for reports, _ in self._lines:
-            reports.put(None)
-        for _, thread in self._lines:
-            thread.join(max(0, deadline - time.monotonic()))
+        """Lets it come to its end, for a moment."""
+        self._reports.put(None)
+        self._thread.join(CLOSE_S)
 
-    def _run(self, reports: Reports, tell: typing.Callable[[Deployment], None]) -> None:
-        while deployment := reports.get():
-            if reports.qsize() > self.MAX_WAITING:
+    def _run(self) -> None:
+        while d := self._reports.get():
+            if self._reports.qsize() > self.MAX_WAITING:
                 continue
             try:
-                tell(deployment)
+                self._tell(d)
             except Exception as error:  # noqa: BLE001  the thread's edge
                 what = f"{type(error).__name__}: {error}"
-                say(f"report of {deployment.number}: {what}", WARNING)
+                say(f"report of deployment {d.number}: {what}", WARNING)
 
-    def _status(self, d: Deployment) -> None:
-        """POST /repos/OWNER/REPO/statuses/SHA; docs.github.com/rest/commits/statuses,
-        and the same of Gitea and Forgejo below their /api/v1."""
-        name = d.full_name or self._full_name(d.repo)
-        if not d.commit or not name:
+
+def commit_status(settings: Settings, d: Deployment) -> None:
+    """POST /repos/OWNER/REPO/statuses/SHA; docs.github.com/rest/commits/statuses, and
+    the same of Gitea and Forgejo below their /api/v1."""
+    name = d.full_name  # or of https://github.com/ada/site.git, git@h:ada/site
+    if not name and (url := re.search(r"(?:://.+/|@.+:)(.+?/.+?)(\.git)?/?$", d.repo)):
+        name = full_name(url[1])
+    if not d.commit or not name:
+        return
+    state = {"success": "success", "fail": "failure"}.get(d.status, "pending")
+    words = d.reason or {"inprogress": "deploying"}.get(d.status, "deployed")
+    body = {"state": state, "context": "boop", "description": one_line(words, 140)}
+    if link := settings.link(d.number):
+        body["target_url"] = link
+    api = settings.github_api.rstrip("/")
+    _post(settings, f"{api}/repos/{name}/statuses/{d.commit}", json.dumps(body))
+
+
+def _post(settings: Settings, url: str, body: str) -> None:
+    """Tries a few times; nothing follows a redirect, with the token."""
+    at, why = urllib.parse.urlsplit(url), ""
+    if at.scheme == "https" and not hasattr(http.client, "HTTPSConnection"):
+        importlib.reload(http.client)  # now with ssl: see the imports
+    http_or_https = getattr(http.client, f"{at.scheme.upper()}Connection")
+    headers = {
+        "Accept": "application/vnd.github+json",
+        "Authorization": f"token {settings.github_token}",
+        "Content-Type": JSON,
+        "User-Agent": f"boop/{VERSION}",
+    }
+    for pause in (0, 1, 2):  # seconds
+        time.sleep(pause)
+        try:
+            with contextlib.closing(http_or_https(at.netloc, timeout=10)) as connection:
+                connection.request("POST", at.path, body, headers)
+                answer = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            why = str(error)
+            continue
+        if answer.status < 300:
             return
-        state = {"success": "success", "fail": "failure"}.get(d.status, "pending")
-        words = {"inprogress": "deploying", "success": "deployed"}
-        body = {"state": state, "context": "boop"}
-        body["description"] = one_line(d.reason or words.get(d.status, ""), 140)
-        link = self._settings.web(f"log/{d.number}")
-        body.update({"target_url": link} if link else {})
-        api = self._settings.github_api.rstrip("/")
-        self._post(f"{api}/repos/{name}/statuses/{d.commit}", json.dumps(body).encode())
-
-    def _full_name(self, repo: str) -> str | None:
-        """owner/repository, from its URL; a path's, as the last push said it."""
-        url = re.search(r"(?:://.+/|@.+:)(.+?/.+?)(?:\.git)?/?$", repo)
-        if url and (name := full_name(url[1])):
-            return name
-        said = (d for d in self._deployments.newest_first() if d.repo == repo)
-        return next((d.full_name for d in said if d.full_name), None)
-
-    def _post(self, url: str, body: bytes) -> None:
-        """Tries a few times; nothing follows a redirect, with the token."""
-        at, why = urllib.parse.urlsplit(url), ""
-        if at.scheme == "https" and not hasattr(http.client, "HTTPSConnection"):
-            importlib.reload(http.client)  # now with ssl: see the imports
-        http_or_https = getattr(http.client, f"{at.scheme.upper()}Connection")
-        headers = {
-            "Accept": "application/vnd.github+json",
-            "Authorization": f"token {self._settings.github_token}",
-            "Content-Type": JSON,
-            "User-Agent": f"boop/{VERSION}",
-        }
-        for attempt in range(self.TRIES):
-            try:
-                connection = http_or_https(at.netloc, timeout=self.TIMEOUT_S)
-                with contextlib.closing(connection):
-                    connection.request("POST", at.path, body, headers)
-                    answer = connection.getresponse()
-                if answer.status < 300:
-                    return
-                why = f"{answer.status} {answer.reason}"
-                if answer.status < 500 and answer.status != 429:
-                    break  # it will not like it better the next time
-            except (OSError, http.client.HTTPException) as error:
-                why = str(error)
-            if attempt + 1 < self.TRIES and self._closing.wait(2**attempt):
-                break
-        say(f"commit status not sent, {url}: {why}", WARNING)
-
-    def _notify(self, d: Deployment) -> None:
-        """Runs BOOP_NOTIFY, and says why it failed, with its first words."""
-        if not d.finished:
-            return
-        more = {
-            "BOOP_STATUS": d.status,
-            "BOOP_REASON": d.reason or "",
-            "BOOP_DURATION": "" if d.duration is None else str(d.duration),
-            "BOOP_LOG": self._deployments.log_path(d.number),
-            "BOOP_LOG_URL": self._settings.web(f"log/{d.number}"),
-        }
-        with open(os.memfd_create("notify"), "w+b") as said:  # no pipe to be held open
-            child = subprocess.Popen(
-                [self._settings.notify],
-                env={**script_environment(self._settings, self._environ, d), **more},
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                start_new_session=True,
-            )
-            try:
-                child.wait(self.NOTIFY_TIMEOUT_S)
-                why = _exit_reason(child)
-            except subprocess.TimeoutExpired:
-                why = f"timed out after {self.NOTIFY_TIMEOUT_S} s"
-                _end_group(child.pid, signal.SIGKILL)
-                child.wait()
-            words = os.pread(said.fileno(), PIPE_BYTES, 0).decode("utf-8", "replace")
-        if why:
-            say(f"{self._settings.notify}: {why}: {one_line(words, 300)}", WARNING)
+        why = f"{answer.status} {answer.reason}"
+        if answer.status < 500 and answer.status != 429:
+            break  # it will not like it better the next time
+    say(f"commit status not sent, {url}: {why}", WARNING)
 
 
-if typing.TYPE_CHECKING:
-    Reports = queue.SimpleQueue[Deployment | None]  # None is the last
+def notify(settings: Settings, d: Deployment) -> None:
+    """Runs BOOP_NOTIFY, and says why it failed, with its first words."""
+    if not d.finished:
+        return
+    env = {
+        **script_environment(settings, d),
+        "BOOP_STATUS": d.status,
+        "BOOP_REASON": d.reason or "",
+        "BOOP_DURATION": "" if d.duration is None else str(d.duration),
+        "BOOP_LOG": settings.log(d.number),
+        "BOOP_LOG_URL": settings.link(d.number),
+    }
+    why, said = run_briefly([settings.notify], NOTIFY_TIMEOUT_S, env)
+    if why:
+        say(f"{settings.notify}: {why}: {one_line(said, 300)}", WARNING)
 
 
 # --- 7. Pages -------------------------------------------------------------------------
@@ -2528,7 +2451,6 @@ class Door:
         self,
         listener: socket.socket,
         settings: Settings,
-        environ: Environ,
         deployments: Deployments,
         runner: Runner,
         catch_up: CatchUp,
@@ -2536,8 +2458,8 @@ class Door:
         patience = struct.pack("ll", SEND_TIMEOUT_S, 0)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.listener, self.settings, self.environ = listener, settings, environ
-        self.deployments, self.runner, self.catch_up = deployments, runner, catch_up
+        self.listener, self.settings, self.deployments = listener, settings, deployments
+        self.runner, self.catch_up = runner, catch_up
         self.large_bodies = threading.Semaphore(MAX_LARGE_BODIES)
         self.followers = threading.Semaphore(MAX_FOLLOWERS)
         self._open, self._bell = True, os.eventfd(0, os.EFD_CLOEXEC)
@@ -2930,7 +2852,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """See parse: the branch, also where the repository is out of reach, and the
         tip."""
         try:
-            return look(self.door.settings, self.door.environ)
+            return look(self.door.settings)
         except OSError as error:
             if known := self.door.catch_up.branch:
                 return known, None
@@ -2979,7 +2901,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _log_text(self, d: Deployment) -> None:
         """The log so far. A finished one has an ETag: RFC 9110, 13.1.2."""
         try:
-            log = open(self.deployments.log_path(d.number), "rb", 0)
+            log = open(self.door.settings.log(d.number), "rb", 0)
         except FileNotFoundError:
             why = f": {d.reason}" if d.reason else ""
             self._send(f"boop: deployment {d.number} is {d.status}{why}\n", TEXT)
@@ -3004,7 +2926,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             d = self.deployments.get(number)
             over = d is None or d.finished  # before the last look
             with contextlib.suppress(FileNotFoundError):  # it waits for its turn
-                log = log or open(self.deployments.log_path(number), "rb", 0)
+                log = log or open(self.door.settings.log(number), "rb", 0)
                 at = self._write_file(log, at, os.fstat(log.fileno()).st_size)
             if over:
                 return
@@ -3035,9 +2957,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 # --- 9. main --------------------------------------------------------------------------
 
 
-def sd_notify(environ: Environ, **fields: str | int) -> None:
+def sd_notify(settings: Settings, **fields: str | int) -> None:
     """Tells systemd, where it listens; sd_notify(3). Any thread; never raises."""
-    path = environ.get("NOTIFY_SOCKET", "")
+    path = settings.environ.get("NOTIFY_SOCKET", "")
     if not path:
         return
     message = "\n".join(f"{k}={one_line(str(v))}" for k, v in fields.items())
@@ -3049,21 +2971,23 @@ def sd_notify(environ: Environ, **fields: str | int) -> None:
         say(f"cannot notify systemd: {error.strerror}", WARNING)
 
 
-def watchdog_s(environ: Environ) -> float:
+def watchdog_s(settings: Settings) -> float:
     """How often systemd wants a sign of life, with room to spare; 0: never.
 
     Source: sd_watchdog_enabled(3).
     """
+    environ = settings.environ
     mine = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     within = environ.get("WATCHDOG_USEC", "")
     return int(within) / 3e6 if mine and within.isdecimal() else 0
 
 
-def listen(settings: Settings, environ: Environ) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
     """The socket that systemd passes, sd_listen_fds(3), or one of our own.
 
     Raises OSError: the port is taken, or not ours to take.
     """
+    environ = settings.environ
     if environ.get("LISTEN_PID") == str(os.getpid()) and environ.get("LISTEN_FDS"):
         listener = socket.socket(fileno=3)
         os.set_inheritable(3, False)
@@ -3083,25 +3007,27 @@ def listen(settings: Settings, environ: Environ) -> socket.socket:
 class Boop:
     """The daemon: makes the rooms' parts, and minds them in the main thread."""
 
-    def __init__(self, settings: Settings, environ: Environ) -> None:
+    def __init__(self, settings: Settings) -> None:
         """Raises OSError when boop can't serve, with the reason in one line."""
-        self._settings, self._environ = settings, environ
+        self._settings = settings
         self._events, self._event = os.pipe()
         os.set_blocking(self._event, False)
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
             signal.signal(signum, lambda *_: None)  # serve reads them off the pipe
         signal.set_wakeup_fd(self._event, warn_on_full_buffer=False)
         try:
-            self._deployments = Deployments(settings.state, settings.keep)
+            self._deployments = Deployments(settings)
         except OSError as error:
             why = f"state folder {settings.state}: {error.strerror}"
             raise OSError(None, why) from None
-        parts = settings, environ, self._deployments
-        self._reporter = Reporter(*parts)
-        self._runner = Runner(*parts, self._report)
-        self._catch_up = CatchUp(*parts, self._runner.wake)
-        listener = listen(settings, environ)
-        self._door = Door(listener, *parts, self._runner, self._catch_up)
+        wanted = (settings.github_token, commit_status), (settings.notify, notify)
+        self._reporters = [
+            Reporter(functools.partial(tell, settings)) for yes, tell in wanted if yes
+        ]
+        self._runner = Runner(settings, self._deployments, self._report)
+        self._catch_up = CatchUp(settings, self._deployments, self._runner.wake)
+        parts = settings, self._deployments, self._runner, self._catch_up
+        self._door = Door(listen(settings), *parts)
 
     def serve(self) -> int:
         """The daemon's life: until a signal ends it. The exit status."""
@@ -3110,17 +3036,17 @@ class Boop:
         self._welcome()
         if self._settings.repo:
             threading.Thread(target=self._catch_up.run, daemon=True).start()
-        every = watchdog_s(self._environ)
+        every = watchdog_s(self._settings)
         signal.setitimer(signal.ITIMER_REAL, every, every)
         while True:
             events = os.read(self._events, 4096)
             if signal.SIGALRM in events:
-                sd_notify(self._environ, WATCHDOG=1)
+                sd_notify(self._settings, WATCHDOG=1)
             if signal.SIGHUP in events:
                 now = time.monotonic_ns() // 1000
-                sd_notify(self._environ, RELOADING=1, MONOTONIC_USEC=now)
+                sd_notify(self._settings, RELOADING=1, MONOTONIC_USEC=now)
                 self._catch_up.look()
-                sd_notify(self._environ, READY=1)
+                sd_notify(self._settings, READY=1)
             if signal.SIGTERM in events or signal.SIGINT in events:
                 self._end()
                 return 0
@@ -3134,19 +3060,21 @@ class Boop:
 
     def _end(self) -> None:
         """Takes no more requests, ends the script, lets everyone have the end."""
-        sd_notify(self._environ, STOPPING=1, STATUS="stopping")
+        sd_notify(self._settings, STOPPING=1, STATUS="stopping")
         say("stopping")
         self._door.close()
         self._runner.stop()
         self._runner.done.wait()
         self._deployments.close()
         self._door.drain()
-        self._reporter.close()
+        for reporter in self._reporters:
+            reporter.close()
 
     def _report(self, deployment: Deployment) -> None:
         """A deployment has started or ended: the runner says so."""
-        self._reporter.report(deployment)
-        sd_notify(self._environ, STATUS=self._status())
+        for reporter in self._reporters:
+            reporter.report(deployment)
+        sd_notify(self._settings, STATUS=self._status())
 
     def _status(self) -> str:
         """What `systemctl status` shows."""
@@ -3172,7 +3100,7 @@ class Boop:
             say("no BOOP_SECRET: every hook is answered 503 until one is set", WARNING)
         if not s.repo:
             say("no BOOP_REPO, nor a git checkout to start in: no catch-up", WARNING)
-        sd_notify(self._environ, READY=1, STATUS=self._status())
+        sd_notify(self._settings, READY=1, STATUS=self._status())
 
 
 # What is asked of a running boop.
@@ -3255,12 +3183,12 @@ def by_hand(settings: Settings, flags: dict[str, typing.Any]) -> int:
 # --check: what boop and deploy.sh need. Also beside a running boop.
 
 
-def check(settings: Settings, environ: Environ) -> int:
+def check(settings: Settings) -> int:
     """A line for each, "ok" on stdout or what is wrong on stderr. 0, or 78."""
     status = 0
     for look in _look_at_address, _look_at_state, _look_at_repo, _look_for_programs:
         try:
-            print(f"ok: {one_line(look(settings, environ))}", flush=True)
+            print(f"ok: {one_line(look(settings))}", flush=True)
         except OSError as error:
             say(error.strerror or str(error), ERROR)
             status = EX_CONFIG
@@ -3271,7 +3199,7 @@ def check(settings: Settings, environ: Environ) -> int:
     return status
 
 
-def _look_at_address(settings: Settings, environ: Environ) -> str:
+def _look_at_address(settings: Settings) -> str:
     where = f"{settings.host} port {settings.port}"
     try:
         server = call(settings, "/badge.svg", timeout=5).headers.get("Server", "")
@@ -3279,11 +3207,11 @@ def _look_at_address(settings: Settings, environ: Environ) -> str:
             return f"a boop listens on {where} now"
     except (Refusal, OSError, http.client.HTTPException, *ANOTHER_PROGRAM):
         pass  # or nobody
-    listen(settings, {}).close()
+    listen(settings).close()
     return f"can listen on {where}"
 
 
-def _look_at_state(settings: Settings, environ: Environ) -> str:
+def _look_at_state(settings: Settings) -> str:
     folder = there = settings.state
     while not os.path.exists(there):
         there = os.path.dirname(there)
@@ -3297,17 +3225,17 @@ def _look_at_state(settings: Settings, environ: Environ) -> str:
     return f"state in {folder}"
 
 
-def _look_at_repo(settings: Settings, environ: Environ) -> str:
+def _look_at_repo(settings: Settings) -> str:
     if not settings.repo:
         return "no BOOP_REPO: whatever repository a push names is deployed"
-    branch, tip = look(settings, environ)
+    branch, tip = look(settings)
     return f"{settings.repo}, branch {branch}, is at {tip[:8]}"
 
 
-def _look_for_programs(settings: Settings, environ: Environ) -> str:
+def _look_for_programs(settings: Settings) -> str:
     import shutil
 
-    to_s3 = environ.get("DEPLOY_TO", "").startswith("s3://")
+    to_s3 = settings.environ.get("DEPLOY_TO", "").startswith("s3://")
     needed = ["git", "aws"] if to_s3 else ["git"]
     missing = [name for name in needed if not shutil.which(name)]
     if missing:
@@ -3328,17 +3256,18 @@ variables without a flag, as the process list shows flags to everyone:
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def read_flags(argv: list[str]) -> dict[str, typing.Any]:
+    """What was asked, by name. Raises BadSettings; --help and --version print, and
+    raise SystemExit."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> typing.NoReturn:
             raise BadSettings(message)
 
-    secrets = [f"  {s.variable}: {s.help}\n" for s in SETTINGS if s.secret]
     parser = Parser(
         "boop.py",
-        description=HELP + "".join(secrets),
+        description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -3350,18 +3279,15 @@ def _parser() -> argparse.ArgumentParser:
     check = "check settings, port, state, repository and programs, and exit"
     parser.add_argument("--check", action="store_true", help=check)
     group = parser.add_argument_group("settings (a flag wins over its variable)")
-    for s in SETTINGS:
-        if not s.secret:
-            default = (s.shown or s.default or "none").replace("%", "%%")
-            flag, words = s.name.replace("_", "-"), f"{s.help} (default: {default})"
-            group.add_argument(f"--{flag}", metavar=s.variable, dest=s.name, help=words)
-    return parser
-
-
-def read_flags(argv: list[str]) -> dict[str, typing.Any]:
-    """What was asked, by name. Raises BadSettings; --help and --version print, and
-    raise SystemExit."""
-    given, more = _parser().parse_known_intermixed_args(argv)
+    for name, row in SETTINGS.items():
+        flag, variable = f"--{name.replace('_', '-')}", f"BOOP_{name.upper()}"
+        default = row.default if isinstance(row.default, str) else ""
+        line = f"{row.help} (default: {row.shown or default or 'none'})"
+        if row.check is Secret:
+            parser.description = f"{parser.description}  {variable}: {row.help}\n"
+        else:
+            group.add_argument(flag, metavar=variable, dest=name, help=line)
+    given, more = parser.parse_known_intermixed_args(argv)
     words = [word.partition("=")[0] for word in more]  # a secret may come after it
     flags = [f"{one_line(word)}: no such flag" for word in words if word[:1] == "-"]
     if flags:
@@ -3373,24 +3299,23 @@ def read_flags(argv: list[str]) -> dict[str, typing.Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """boop. The exit status: 0, 1 (it can't serve), or 78 (bad settings)."""
-    environ, argv = dict(os.environ), sys.argv[1:] if argv is None else argv
+    argv = sys.argv[1:] if argv is None else argv
     while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
         pass  # it was closed, and a socket would take its number
     os.close(fd)
     try:
         flags = read_flags(argv) if argv else {}  # it takes time to import argparse
-        settings = read_settings(environ, flags)
+        settings = read_settings(dict(os.environ), flags)
+        say.mask = Mask(secrets_of(settings))
+        if flags.get("check"):
+            return check(settings)
+        if flags.get("command"):
+            return by_hand(settings, flags)
+        return Boop(settings).serve()
     except BadSettings as bad:
         for mistake in bad.args:
             say(mistake, ERROR)
         return EX_CONFIG
-    say.mask = Mask(secrets_of(settings, environ))
-    try:
-        if flags.get("check"):
-            return check(settings, environ)
-        if flags.get("command"):
-            return by_hand(settings, flags)
-        return Boop(settings, environ).serve()
     except OSError as error:
         say(f"boop can't serve: {error.strerror or error}", ERROR)
         return 1
