@@ -957,6 +957,7 @@ class Deployments:
         self._last = 0  # the highest number that was ever used
         self._lines = 0  # added to the journal since it was written anew
         self.closed = False
+        self.last: Deployment | None = None  # that has ended, whatever its number
         self.unwritable = ""  # why, while the disk takes no records
         self.totals = {"success": 0, "fail": 0}  # finished since boop started, and the
         self.seconds = 0.0  # time they took: they never go down, as old records do
@@ -975,6 +976,8 @@ class Deployments:
         cut = (d for d in self._records.values() if not d.finished or d.interrupted)
         self.unfinished = [d.number for d in cut]
         self._requeue()
+        ended = (d for d in self._records.values() if d.finished)
+        self.last = max(ended, key=lambda d: d.finished_at or "", default=None)
         self._forget()
         self._compact()
 
@@ -987,11 +990,6 @@ class Deployments:
     def newest_first(self) -> list[Deployment]:
         """All of them, now."""
         return list(self._records.values())[::-1]
-
-    def last_finished(self) -> Deployment | None:
-        """The one that has ended last, whatever its number."""
-        ended = (d for d in self.newest_first() if d.finished)
-        return max(ended, key=lambda d: d.finished_at or "", default=None)
 
     # News, for those who follow. Any thread, and no lock: what a set or a queue does
     # here is atomic.
@@ -1133,9 +1131,9 @@ class Deployments:
         status = "fail" if reason else "success"
         self.totals[status] += 1
         self.seconds += d.duration or 0
-        d = self._change(d, status=status, reason=reason, finished_at=now())
+        self.last = self._change(d, status=status, reason=reason, finished_at=now())
         self._forget()
-        return d
+        return self.last
 
     def _change(self, d: Deployment, **fields: typing.Any) -> Deployment:
         """Replaces a deployment. What can't be written now is, once the disk takes
@@ -2939,7 +2937,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _badge(self) -> None:
         """GET /badge.svg: how the last finished deployment ended."""
-        self._send(badge_svg(self.deployments.last_finished()), "image/svg+xml")
+        self._send(badge_svg(self.deployments.last), "image/svg+xml")
 
     def _metrics(self) -> None:
         """GET /metrics: for Prometheus."""
@@ -3079,7 +3077,7 @@ class Boop:
     def _status(self) -> str:
         """What `systemctl status` shows."""
         newest = self._deployments.newest_first()
-        last = self._deployments.last_finished()
+        last = self._deployments.last
         running = next((d for d in newest if d.status == "inprogress"), None)
         waiting = sum(d.status == "queued" for d in newest)
         result = f"{last.number}: {last.reason or last.status}" if last else "none yet"
