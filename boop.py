@@ -945,7 +945,7 @@ class Deployments:
     counts. Only a new deployment's is synced, before `add` returns: kill -9 does not
     lose what was written, and a power cut that does costs one more run. The journal
     is written anew, one line for each deployment, at every start, when it has grown
-    long, and when a line could not be written: memory holds all that it should hold.
+    long, and after a line could not be written: memory holds all that it should hold.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -956,9 +956,9 @@ class Deployments:
         self._records: dict[int, Deployment] = {}  # numbers only grow
         self._last = 0  # the highest number that was ever used
         self._lines = 0  # added to the journal since it was written anew
+        self._behind = False  # does it lack what could not be written?
         self.closed = False
         self.last: Deployment | None = None  # that has ended, whatever its number
-        self.unwritable = ""  # why, while the disk takes no records
         self.totals = {"success": 0, "fail": 0}  # finished since boop started, and the
         self.seconds = 0.0  # time they took: they never go down, as old records do
         os.makedirs(folder, mode=0o755, exist_ok=True)
@@ -970,7 +970,7 @@ class Deployments:
         check_state(folder)
         self._path = os.path.join(folder, JOURNAL)
         self._journal = self._open(self._path)
-        self._load()
+        damaged = self._load()
         # Whose scripts may still be there. Of a start, a full disk takes no record; of
         # a stop, a process may have been left that is no more in the script's group.
         cut = (d for d in self._records.values() if not d.finished or d.interrupted)
@@ -979,7 +979,14 @@ class Deployments:
         ended = (d for d in self._records.values() if d.finished)
         self.last = max(ended, key=lambda d: d.finished_at or "", default=None)
         self._forget()
-        self._compact()
+        try:
+            if damaged:
+                with open(f"{self._path}.damaged", "ab") as aside:
+                    aside.writelines(damaged)
+            self._compact()
+        except OSError as error:  # a full disk
+            self._behind = True
+            say(f"cannot write {JOURNAL}: {error.strerror}", ERROR)
 
     # Reading: no lock.
 
@@ -1083,12 +1090,11 @@ class Deployments:
             d = self._records[number]._replace(**result, duration=round(seconds, 3))
             return self._finish(d, reason=d.reason or reason)
 
-    def trouble(self) -> str:
-        """Why no record can be written, as far as is known, or ""; tries again."""
+    def catch_up_on_disk(self) -> None:
+        """Writes what could not be written, if there is any. Raises OSError."""
         with self._lock:
-            if self.unwritable:
+            if self._behind:
                 self._compact()
-            return self.unwritable
 
     # Below, the caller holds the lock (or is __init__).
 
@@ -1139,14 +1145,14 @@ class Deployments:
         """Replaces a deployment. What can't be written now is, once the disk takes
         records again; no promise hangs on it."""
         d = d._replace(**fields)
-        with contextlib.suppress(OSError):  # which _append has said
+        try:
             self._append(d)
+        except OSError as error:
+            say(f"cannot write {JOURNAL}: {error.strerror}", ERROR)
         return self._put(d)  # last: who sees it finished, finds it so on the disk
 
     def _put(self, d: Deployment) -> Deployment:
         self._records[d.number] = d
-        if self._lines > COMPACT_LINES:
-            self._compact()
         self.tell(d)
         return d
 
@@ -1154,7 +1160,8 @@ class Deployments:
         """Removes what is over the number of finished deployments to keep."""
         finished = [d.number for d in self._records.values() if d.finished]
         for number in finished[: -self._settings.keep]:
-            self._unlink(self._settings.log(number))
+            with contextlib.suppress(OSError):  # it may have none
+                os.unlink(self._settings.log(number))
             del self._records[number]
 
     # The journal.
@@ -1165,20 +1172,18 @@ class Deployments:
 
     def _append(self, d: Deployment, sync: bool = False) -> None:
         """Adds a line to the journal. Raises OSError; then nothing of it is there."""
-        if self.unwritable:
-            self._compact()  # first what is missing, and after a whole line
-        if self.unwritable:
-            raise OSError(None, self.unwritable)
+        if self._behind or self._lines > COMPACT_LINES:
+            self._compact()
         length = os.lseek(self._journal, 0, os.SEEK_END)
         try:
             self._write(self._journal, [d])
             if sync:
                 os.fdatasync(self._journal)
-            self._lines += 1
-        except OSError as error:
+        except OSError:
             os.ftruncate(self._journal, length)
-            self._fails(error)
+            self._behind = True
             raise
+        self._lines += 1
 
     def _write(self, fd: int, deployments: typing.Iterable[Deployment]) -> None:
         lines = [json.dumps(d._asdict()) + "\n" for d in deployments]
@@ -1186,39 +1191,25 @@ class Deployments:
         if os.write(fd, data) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _fails(self, error: OSError) -> None:
-        if not self.unwritable:
-            say(f"cannot write {JOURNAL}: {error.strerror}", ERROR)
-        self.unwritable = str(error.strerror)
-
     def _compact(self) -> None:
-        """Writes the journal anew, in one step: old or new, whatever happens."""
-        new, other = f"{self._path}.new", -1
-        try:
-            self._unlink(new)
-            other = self._open(new)
-            self._write(other, self._records.values())
-            os.fsync(other)
-            os.rename(new, self._path)
-            self._journal, other = other, self._journal
-            os.fsync(self._folder)
-            self._lines, self.unwritable = 0, ""
-        except OSError as error:
-            self._unlink(new)
-            self._fails(error)
-        if other >= 0:
-            os.close(other)
-
-    def _unlink(self, path: str) -> None:
-        try:
+        """Writes the journal anew, in one step: old or new, whatever happens. Raises
+        OSError."""
+        self._behind, path = True, f"{self._path}.new"
+        with contextlib.suppress(FileNotFoundError):  # of a boop that was killed here
             os.unlink(path)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            say(f"cannot remove {path}: {error.strerror}", WARNING)
+        new = self._open(path)
+        try:
+            self._write(new, self._records.values())
+            os.fsync(new)
+            os.rename(path, self._path)
+            self._journal, new = new, self._journal
+            os.fsync(self._folder)
+        finally:
+            os.close(new)
+        self._lines, self._behind = 0, False
 
-    def _load(self) -> None:
-        """Reads the journal; says, skips and keeps aside each line that is none."""
+    def _load(self) -> list[bytes]:
+        """Reads the journal; says and skips each line that is none. Those lines."""
         with open(self._path, "rb") as journal:
             lines = journal.readlines()
         damaged = []
@@ -1232,33 +1223,24 @@ class Deployments:
         self._records = dict(sorted(self._records.items()))
         used = re.findall(rb'"number": *([0-9]{1,15})\b', b"".join(lines))
         self._last = max(map(int, used), default=0)  # also of what is damaged
-        try:
-            if damaged:
-                with open(f"{self._path}.damaged", "ab") as aside:
-                    aside.writelines(damaged)
-        except OSError as error:  # no room: nor is there for the journal anew
-            self._fails(error)
+        return damaged
 
     def _requeue(self) -> None:
-        """Queues again what boop's end has cut off, if nothing newer was queued."""
+        """Queues again what boop's end has cut off, if nothing newer was queued. Its
+        log gets the last line that every log has."""
         for d in list(self._records.values()):
             if d.status == "inprogress":
-                d = d._replace(
-                    status="fail", reason=d.reason or KILLED, finished_at=now()
-                )
+                why = d.reason or KILLED
+                d = d._replace(status="fail", reason=why, finished_at=now())
                 self._records[d.number] = d
-                self._end_log(d)
+                with contextlib.suppress(OSError):  # a full disk
+                    with open(self._settings.log(d.number), "a") as log:
+                        log.write(f"\nboop: fail: {why}\n")
             if d.interrupted and self._newest(d) == d:
                 push = Push(*(getattr(d, name) for name in Push._fields))
                 d = self._new(push._replace(trigger="interrupted"), d.pushes)
                 self._records[d.number] = d
                 self._last = d.number
-
-    def _end_log(self, cut: Deployment) -> None:
-        """Gives a log that was cut off the last line that every log has."""
-        with contextlib.suppress(OSError):  # the disk is full
-            with open(self._settings.log(cut.number), "a", encoding="utf-8") as log:
-                log.write(f"\nboop: fail: {cut.reason}\n")
 
 
 if typing.TYPE_CHECKING:
@@ -2417,7 +2399,6 @@ follow();
 # parses it; a body only where its length is allowed and it says that it is signed.
 
 TEXT, HTML = "text/plain", "text/html"
-HEAD_END = re.compile(rb"\n\r?\n")
 # RFC 9112, 3 and 5: no line without a colon or that goes on with the one before, no NUL
 # and no bare CR.
 HEAD = re.compile(
@@ -2571,7 +2552,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """One connection, and one request on it."""
 
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # the head and the body leave in one piece
 
     # What an answer needs to know of a request, where there was none to parse.
     command, path, request_version = "GET", "", "HTTP/1.1"
@@ -2931,8 +2911,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _healthz(self) -> None:
         """GET /healthz: 200, or 503 and why."""
-        if why := self.deployments.trouble():
-            raise Refusal(503, why)
+        try:
+            self.deployments.catch_up_on_disk()
+        except OSError as error:
+            raise Refusal(503, f"cannot write records: {error.strerror}") from None
         self._send("ok\n", TEXT)
 
     def _badge(self) -> None:

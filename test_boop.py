@@ -3996,6 +3996,7 @@ class BadClients(Case):
         pid = b.process.pid
         _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         for room in range(8):
+            until(lambda: b.footprint().sockets <= 0, "the end of all connections")
             most = max(int(fd) for fd in os.listdir(f"/proc/{pid}/fd")) + 1 + room
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, hard))
             s = b.connect(push_request())
