@@ -2611,6 +2611,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.raw_requestline = self.rfile.readline()
         self.parse_request()
         self.path, _, query = self.path.partition("?")
+        if self.path[:4].lower() == "http":  # absolute-form, RFC 9112, 3.2.2
+            self.path = "/" + "".join(self.path.split("/", 3)[3:])
         self.query = {name.partition("=")[0] for name in query.split("&")}
         hosts = len(self.headers.get_all("Host", []))
         if hosts > 1 or (not hosts and self.request_version != "HTTP/1.0"):

@@ -4040,7 +4040,8 @@ class BadClients(Case):
             ("half a head", head[: len(head) // 2], []),
             ("half a body", good[:-9], [400]),
             ("two pushes", good + good, [202]),
-            ("a bad address", get.replace(b"/ ", b"http://[x/ ") + b"\r\n", [404]),
+            ("a bad address", get.replace(b"/ ", b"http://[x/ ") + b"\r\n", [200]),
+            ("absolute", get.replace(b"/ ", b"http://h/ ") + b"\r\n", [200]),
             ("one in another", get + b"Content-Length: 25\r\n\r\n" + smuggled, [200]),
         ):
             with self.subTest(name):
