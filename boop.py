@@ -186,13 +186,7 @@ say = Console()
 # --- 2. Settings ----------------------------------------------------------------------
 
 Environ = typing.Mapping[str, str]
-
-
-class Secret(str):
-    """Text that does not show in a repr, a traceback's or a debugger's."""
-
-    def __repr__(self) -> str:
-        return "'***'" if self else "''"
+Secret = typing.NewType("Secret", str)  # what has no flag, and may be a credential
 
 
 class BadSettings(Exception):
@@ -295,7 +289,7 @@ class Settings:
     """What boop was told, checked: made by read_settings, and never changed.
 
     And the table of the settings: each has a variable and a flag of its name
-    (BOOP_LOG_LIMIT, --log-limit), but a secret, which may be a systemd credential.
+    (BOOP_LOG_LIMIT, --log-limit), but a Secret. It has no repr that could show one.
     """
 
     secret: Secret = _row("", Secret, "shared with the forge; without: no hooks")
