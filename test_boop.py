@@ -1265,362 +1265,240 @@ class Pages(Case):
             self.assertEqual(b.get("/", Authorization=f"Basic {login}").status, 200)
 
 
-# A real browser, driven through chromedriver's HTTP protocol (W3C WebDriver).
+class InABrowser(Case):
+    """The pages of a real boop in headless Chromium, by way of chromedriver."""
 
-CHROMIUM_FLAGS = [
-    "--headless",
-    "--no-sandbox",  # root has none
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+    @classmethod
+    def setUpClass(cls) -> None:
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        command = [tool("chromedriver", "Debian's chromium-driver"), "--port=0"]
+        driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        cls.addClassCleanup(driver.communicate, timeout=LIMIT_S)
+        cls.addClassCleanup(driver.terminate)
+        said = next(line for line in driver.stdout if "successfully on port" in line)
+        cls.url = f"http://127.0.0.1:{re.findall('[0-9]+', said)[-1]}/session"
+        # root has no sandbox
+        args = ["--headless", "--no-sandbox", f"--user-data-dir={folder.name}"]
+        wanted = {"alwaysMatch": {"goog:chromeOptions": {"args": args}}}
+        cls.url += "/" + cls.call("", capabilities=wanted)["sessionId"]
+        cls.addClassCleanup(cls.call, "", "DELETE")
 
-
-class Browser:
-    """One window of headless Chromium; `stack` ends it."""
-
-    def __init__(self) -> None:
-        self.stack = contextlib.ExitStack()
-        folder = self.stack.enter_context(tempfile.TemporaryDirectory())
-        self.driver = subprocess.Popen(
-            ["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True
-        )
-        self.stack.callback(self.driver.wait)
-        self.stack.callback(self.driver.terminate)
-        assert self.driver.stdout
-        said = next(s for s in self.driver.stdout if "successfully on port" in s)
-        port = said.rstrip(".\n").rpartition(" ")[2]
-        self.url = f"http://127.0.0.1:{port}/session"
-        options = {"args": [*CHROMIUM_FLAGS, f"--user-data-dir={folder}"]}
-        always = {"alwaysMatch": {"goog:chromeOptions": options}}
-        self.url += "/" + self.call("", capabilities=always)["sessionId"]
-        self.stack.callback(self.call, "", "DELETE")
-
-    def call(self, path: str, method: str = "POST", **body: object) -> typing.Any:
+    @classmethod
+    def call(cls, path: str, method: str = "POST", **body: object) -> typing.Any:
         sent = json.dumps(body).encode() if method == "POST" else None
-        request = urllib.request.Request(self.url + path, sent, method=method)
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        request = urllib.request.Request(cls.url + path, sent, method=method)
+        with urllib.request.urlopen(request, timeout=4 * LIMIT_S) as answer:
             return json.load(answer)["value"]
 
+    def open(self, b: Daemon, path: str = "") -> None:
+        self.call("/url", url="about:blank")
+        self.call("/url", url=f"http://127.0.0.1:{b.port}/{path}")
+
     def js(self, expression: str) -> typing.Any:
-        return self.call("/execute/sync", script=f"return {expression}", args=[])
-
-    def until(self, expression: str) -> typing.Any:
-        """Waits until it is true in the page; its value."""
-        return until(lambda: self.js(expression), expression)
-
-    def shows(self, text: str) -> None:
-        """Waits until the page shows it."""
-        self.until(f"document.body.innerText.includes({json.dumps(text)})")
+        """Its value in the page; $ finds one element there, $$ finds all."""
+        find = "const $ = s => document.querySelector(s);"
+        find += "const $$ = s => [...document.querySelectorAll(s)];"
+        return self.call("/execute/sync", script=f"{find} return {expression}", args=[])
 
     def each(self, selector: str, value: str = "textContent") -> list[typing.Any]:
-        """A property of each element that the selector finds."""
-        found = f"[...document.querySelectorAll({selector!r})]"
-        return typing.cast("list[typing.Any]", self.js(f"{found}.map(e => e.{value})"))
-
-    def hrefs(self, selector: str = "a") -> list[str]:
-        return self.each(selector, "getAttribute('href')")
+        return self.js(f"$$({selector!r}).map(e => e.{value})")
 
     def lines(self) -> list[str]:
         return self.each("[id^=L]")
 
-    def finish(self) -> None:
+    def until(self, expression: str) -> None:
+        until(lambda: self.js(expression), expression)
+
+    def shows(self, text: str) -> None:
+        self.until(f"document.body.innerText.includes({json.dumps(text)})")
+
+    def titled(self, title: str) -> str:
+        """Waits until the tab says so; its icon."""
+        self.until(f"document.title.startsWith('{title}')")
+        return self.js("$('[rel=icon]').href")
+
+    def finished(self) -> None:
         """Waits until all of a log is drawn, and its end is known."""
-        self.until("document.querySelector('#log:not([aria-busy])')")
-
-
-class InABrowser(Case):
-    """The pages of a real boop in a real, headless Chromium."""
-
-    browser: Browser
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        tool("chromedriver", "Debian's chromium-driver")
-        cls.browser = Browser()
-        cls.addClassCleanup(cls.browser.stack.close)
-
-    def queued(self, script: str, message: str = "Fix typo") -> int:
-        """A deployment that runs the script, by a boop that is started for it."""
-        self.b = self.boop(script)
-        return self.b.hook(github_push(message=message)).json["deployment"]
-
-    def open(self, path: str = "") -> Browser:
-        self.browser.call("/url", url="about:blank")
-        self.browser.call("/url", url=f"http://127.0.0.1:{self.b.port}/{path}")
-        return self.browser
+        self.until("$('#log:not([aria-busy])')")
 
     def test_the_list_leads_to_the_first_deployment_and_follows_by_itself(self) -> None:
         gate = self.gate()
-        self.b = self.boop(gate.wait)
-        b = self.open()
-        b.until("document.querySelector('.steps code')")
-        deploy = f"http://127.0.0.1:{self.b.port}/deploy"
-        self.assertEqual(b.each("code")[0], deploy)
-        self.b.hook(github_push(message="Seen in the list"))
-        b.until("document.querySelector('.hero a[href=\"log/1\"]')")
-        running = "document.querySelector('.rows time.run')?.textContent"
-        b.until(f"/^[1-9] s/.test({running})")
+        b = self.boop(gate.wait)
+        self.open(b)
+        self.shows(f"http://127.0.0.1:{b.port}/deploy")
+        b.hook(github_push(message="Seen in the list"))
+        self.until("/^[1-9] s/.test($('.rows .run')?.textContent)")  # it counts
+        self.assertEqual(self.each(".hero a", "pathname"), ["/log/1"])
         gate.open()
-        b.until("document.title.startsWith('✓')")
-        b.shows("Seen in the list")
-        with self.subTest("the keyboard's place survives an update"):
-            b.js("document.querySelector('.rows a[href=\"log/1\"]').focus()")
-            self.b.push()
-            b.until("document.querySelector('.rows a[href=\"log/2\"]')")
-            self.assertEqual(b.hrefs(".rows a:focus"), ["log/1"])
-        with self.subTest("a boop that does not answer is waited for"):
-            self.b.stop()
-            self.b.env["BOOP_PORT"] = str(self.b.port)
-            self.b.start()
-            self.b.hook(github_push(message="After the restart"))
-            b.shows("After the restart")
+        self.titled("✓ success · Hello-World")
+        self.js("$('.rows a').focus()")  # the keyboard's place survives an update
+        b.push()
+        self.until("$$('.rows li').length === 2")
+        self.assertEqual(self.each(".rows a:focus"), ["#1 Seen in the list"])
+        b.env["BOOP_PORT"] = str(b.port)  # a boop that does not answer is waited for
+        b.restart().hook(github_push(message="After the restart"))
+        self.shows("After the restart")
 
-    def test_a_log_is_followed_to_its_end_and_the_tab_says_how_it_went(self) -> None:
+    def test_a_log_is_followed_to_its_end_and_the_tab_says_how_it_goes(self) -> None:
         gate = self.gate()
-        n = self.queued(f"echo one; {gate.wait}; echo two; exit 7")
-        b = self.open("log/latest")
-        b.shows("one")
-        b.until(f"document.title.startsWith('▶ #{n} ')")
-        self.assertNotIn("two", b.lines())
-        self.b.push()  # a newer one: the page stays with its own
+        b = self.boop(f"echo one; {gate.wait}; echo two; exit 7")
+        b.push()
+        gate.reached()
+        b.push()
+        self.open(b, "log/latest")
+        icons = [self.titled("○ #2 queued · Hello-World")]
         gate.open()
-        b.until(f"document.title.startsWith('✗ #{n} ')")
-        b.finish()
-        self.assertIn("two", b.lines())
-        self.assertIn("exit status 7", b.js("said.textContent"))
-        self.assertIn("exit status 7", b.js("document.body.innerText"))
+        self.shows("one")
+        icons += [self.titled("▶ #2 in progress · Hello-World")]
+        self.assertNotIn("two", self.lines())
+        b.push()  # a newer one: the page stays with its own
+        gate.open()
+        self.finished()
+        icons += [self.titled("✗ #2 failed · Hello-World")]
+        self.assertEqual(len(set(icons)), 3)
+        self.assertEqual(self.lines()[1:-1], ["one", "two"])
+        self.assertEqual(self.each(".why"), ["exit status 7"])
+        self.assertIn("exit status 7", self.js("said.textContent"))  # is read out
 
     def test_nothing_untrusted_becomes_markup_or_breaks_the_policy(self) -> None:
         evil = "<img src=x onerror=document.title='owned'><script>alert(1)</script>"
-        fields = dict.fromkeys(("reason", "branch", "author"), evil + HOSTILE)
-        fields |= dict.fromkeys(("commit", "repo", "trigger"), evil)
-        fields["message"] = f"{evil}{HOSTILE}\n\n{evil}{HOSTILE}"
-        self.b = self.with_journal(
-            record_of(7, repo="javascript:alert(1)//github.com/a/b"),
-            record_of(8, status="fail", **fields),
+        names = ("repo", "branch", "commit", "message", "author", "trigger", "reason")
+        fields = dict.fromkeys(names, f"{evil}{HOSTILE}\n\n{evil}{HOSTILE}")
+        b = self.with_journal(
+            record_of(4, repo="javascript:alert(1)//github.com/a/b"),
+            record_of(5, repo="https://github.com/a/b?x=<script>"),
+            record_of(6, repo="https://github.com/a/b", commit="../../x"),
+            record_of(7, url="javascript:alert(1)", **fields),
+            record_of(8, **fields | {"status": "fail"}),
             **{"8.log": f"{evil}\n\33[38;2;1;2;3mrgb\n"},
         ).start()
-        self.browser.call("/se/log", type="browser")  # what other tests left there
-        for path in "", "log/8":
-            b = self.open(path)
-            b.shows(evil)
-            b.until("document.title.startsWith('✗')")
-            odd = b.each("img, script, [onerror], [style]", "tagName")
+        self.call("/se/log", type="browser")  # what other tests left there
+        for path in "log/8", "":
+            self.open(b, path)
+            self.shows(evil)
+            self.titled("✗")
+            odd = self.each("img, script, [onerror], [style]", "tagName")
             self.assertEqual(odd, ["SCRIPT"])  # the page's own
-            unsafe = "/[\\x1b\\x9b\\u202e]/.exec(document.body.innerText)"
-            self.assertIsNone(b.js(unsafe))
-            for link in b.hrefs():
+            self.assertNotRegex(self.js("document.body.innerText"), "[\x1b\x9b\u202e]")
+            for link in self.each("a", "getAttribute('href')"):
                 self.assertRegex(link, r"\A(\.\./|#\w+|(log/)?\d+(\?text)?)\Z")
-            found = b.call("/se/log", type="browser")
-            self.assertEqual([m for m in found if m["level"] == "SEVERE"], [])
-        b.finish()
-        self.assertIn(evil, b.lines())
+            said = self.call("/se/log", type="browser")
+            self.assertNotIn("SEVERE", [line["level"] for line in said])
 
-    def test_a_row_links_to_a_known_forge_and_says_what_it_is(self) -> None:
-        sha = "3f2a1b9" + "0" * 33
-        known = {
+    def test_a_commit_leads_to_its_page_on_a_known_forge(self) -> None:
+        pages = {
             "https://github.com/ada/site.git": "https://github.com/ada/site/commit/",
-            "git@github.com:ada/site.git": "https://github.com/ada/site/commit/",
-            "ssh://git@codeberg.org/a/b": "https://codeberg.org/a/b/commit/",
-            "ssh://git@gitea.example.org:2222/a/b": (
-                "https://gitea.example.org/a/b/commit/"
-            ),
+            "git@gitea.my.org:a/b.git": "https://gitea.my.org/a/b/commit/",
+            "ssh://git@codeberg.org:22/a/b": "https://codeberg.org/a/b/commit/",
             "https://gitlab.com/a/b/c.git": "https://gitlab.com/a/b/c/-/commit/",
-            "git@bitbucket.org:a/b.git": "https://bitbucket.org/a/b/commits/",
+            "https://bitbucket.org/a/b": "https://bitbucket.org/a/b/commits/",
+            "https://github.com.evil.org/a/b": None,
+            "https://evilgithub.com/a/b": None,
+            "/srv/git/site.git": None,
         }
-        unknown = (
-            "/srv/git/site.git",
-            "https://example.org/a/b",
-            "javascript:alert(1)//github.com/a/b",
-            "https://github.com/a/b?x=<script>",
-            "https://github.com.evil.org/a/b",
-            HOSTILE,
-        )
-        words = {
-            "catch-up": "caught up: 3f2a1b9",
-            "poll": "polled: 3f2a1b9",
-            "manual": "by hand: 3f2a1b9",
-            "interrupted": "run again after an interruption: 3f2a1b9",
-        }
-        records = [{"repo": repo, "commit": sha} for repo in (*known, *unknown)]
-        records += [{"repo": "https://github.com/a/b", "commit": "../../x"}]
-        records += [{"trigger": t, "commit": sha, "message": None} for t in words]
-        records += [{"message": None, "commit": None}]
-        numbered = [record_of(n, **fields) for n, fields in enumerate(records, 1)]
-        self.b = self.with_journal(*reversed(numbered)).start()
-        b = self.open()
-        b.until("document.querySelector('.rows li:nth-child(18)')")
-        links = [link for link in b.hrefs() if not link.startswith("log/")]
-        self.assertEqual(links, [url + sha for url in reversed(known.values())])
-        rows = [re.sub(r"#\d+ ", "", text) for text in b.each(".rows div > a")]
-        self.assertEqual(rows[:5], ["pushed: main", *reversed(words.values())])
+        pushes = [record_of(n, repo=repo) for n, repo in enumerate(pages, 1)]
+        self.open(self.with_journal(*pushes).start())
+        self.until("$('.rows')")
+        links = self.each(".rows .meta", "querySelector('a')?.href")[::-1]
+        self.assertEqual(links, [page and page + "1" * 40 for page in pages.values()])
 
     def test_the_list_says_what_the_site_shows_and_leads_there(self) -> None:
-        """The newest success's address, and only if it is one of the web."""
-        for url, links in {
-            "https://example.org/": ["https://example.org/"],
-            "javascript:alert(1)": [],
-            "ftp://example.org/": [],
-        }.items():
-            with self.afresh(url):
-                self.b = self.with_journal(
-                    record_of(5, url="https://old.example.org/"),
-                    record_of(6, url=url),
-                    record_of(7, branch="other"),
-                    record_of(8, status="fail", reason="exit status 7"),
-                ).start()
-                b = self.open()
-                b.until("document.querySelector('.rows .fail')")
-                self.assertEqual(b.each(".state a", "href"), links)
-                live = "document.querySelector('.rows b.success').closest('li')"
-                self.assertIn("#7", b.js(f"{live}.innerText"))
-                hero = b.js("document.querySelector('.hero').innerText")
-                self.assertIn("exit status 7", hero)
-                self.assertIn("the site shows #6", hero)
+        b = self.with_journal(
+            record_of(5, url="https://old.example.org/"),
+            record_of(6, url="https://example.org/"),
+            record_of(7, url="https://example.org/other/", branch="other"),
+            record_of(8, status="fail", reason="exit status 7"),
+        )
+        self.open(b.start())
+        self.shows("the site shows #6")
+        self.assertEqual(self.each(".hero .why"), ["exit status 7"])
+        self.assertEqual(self.each(".state a", "href"), ["https://example.org/"])
+        self.assertEqual(self.each("li:has(b.success) i"), ["#7", "#6"])
 
-    def test_a_log_shows_its_state_and_neighbours_on_a_phone_too(self) -> None:
-        gate = self.gate()
-        long = "https://github.com/ada/a-site-with-a-name-that-is-long.git"
-        self.b = self.with_journal(
-            record_of(1233), record_of(1234, status="fail", reason="x", repo=long)
-        )
-        self.b.write_script(gate.wait)
-        self.b.start().hook(github_push(repo=long))
-        gate.reached()
-        self.b.push()
-        icons, name = set(), "a-site-with-a-name-that-is-long"
-        for n, words in {
-            1233: "✓ #1233 success · one",
-            1234: f"✗ #1234 failed · {name}",
-            1235: f"▶ #1235 in progress · {name}",
-            1236: "○ #1236 queued · Hello-World",
-        }.items():
-            b = self.open(f"log/{n}")
-            b.until(f"document.title === {words!r}")
-            icons.update(b.each("link[rel=icon]", "href"))
-        self.assertEqual(len(icons), 4)
-        b = self.open("log/1235")
-        b.until("document.querySelector('.bar nav')")
-        self.assertEqual(
-            b.hrefs("nav [rel=prev]") + b.hrefs("nav [rel=next]"), ["1234", "1236"]
-        )
-        self.addCleanup(self.resize, 0)  # as it was
+    def test_a_logs_bar_leads_to_its_neighbours_and_fits_a_phone(self) -> None:
+        repo = "https://github.com/ada/a-site-with-a-name-that-is-long.git"
+        records = [record_of(n, repo=repo) for n in (12345677, 12345678, 12345679)]
+        self.open(self.with_journal(*records).start(), "log/12345678")
+        self.finished()
+        self.assertEqual(self.each("nav [rel]"), ["← #12345677", "#12345679 →"])
+        self.addCleanup(self.call, "/window/rect", **self.call("/window/rect", "GET"))
         for width in 390, 320:
-            self.resize(width)
-            self.assertLess(b.each(".bar", "offsetHeight")[0], 60)
-            self.assertEqual(b.each("html", "scrollWidth"), [width])
-            way_back, state = ".bar a", ".bar b"
-            for part in way_back, state:
-                self.assertGreater(b.each(part, "offsetWidth")[0], 60)
-
-    def resize(self, width: int) -> None:
-        size = {"width": width, "height": 2 * width, "deviceScaleFactor": 1}
-        self.browser.call(
-            "/goog/cdp/execute",
-            cmd="Emulation.setDeviceMetricsOverride",
-            params=size | {"mobile": False},
-        )
+            self.call("/window/rect", width=width, height=700)
+            self.assertEqual(self.js("$('html').scrollWidth"), width)
+            self.assertLess(self.js("$('.bar').offsetHeight"), 60)
+            parts = self.each(".bar > a, .bar > b", "offsetWidth")  # back, state
+            self.assertGreater(min(parts), 60)
 
     def test_a_log_is_shown_where_it_is_read(self) -> None:
         gate = self.gate()
-        n = self.queued(
-            f"seq 1 3000; {gate.wait}; seq 3001 4000; echo A; {gate.wait};seq 4001 4500"
-        )
-        b = self.open(f"log/{n}")
-        end = "(scrollY > 999 && scrollY >= document.documentElement.scrollHeight"
-        end += " - innerHeight - 30)"
-        with self.subTest("at its end while it grows"):
-            b.until("document.getElementById('L3000')")
-            b.until(end)
-            gate.open()
-            b.until("document.getElementById('L4000')")
-            b.until(end)
-        with self.subTest("where it is scrolled up to"):
-            b.js("scrollTo(0, 500)")
-            b.until("!document.getElementById('end').hidden")
-            gate.open()
-            b.finish()
-            b.until("document.getElementById('L4500')")
-            self.assertEqual(b.js("scrollY"), 500)
-            b.js("document.getElementById('end').click()")
-            b.until(end)
-        with self.subTest("at its head once it is finished"):
-            b = self.open(f"log/{n}")
-            b.finish()
-            b.until("document.getElementById('L4500')")
-            self.assertEqual(b.js("scrollY"), 0)
-        with self.subTest("at the line that a link names"):
-            b = self.open(f"log/{n}#L4000")
-            b.finish()
-            b.until(
-                "(r => r.top > 0 && r.bottom < innerHeight)"
-                "(document.querySelector('#L4000:target').getBoundingClientRect())"
-            )
-            b.js("document.querySelector('#L4002 a').click()")
-            b.until("document.querySelector('#L4002:target')")
-            self.assertEqual(b.js("location.hash"), "#L4002")
+        parts = ["seq 3000", "seq 1000", "seq 3000", "echo last"]
+        b = self.boop(f"; {gate.wait}; ".join(parts))
+        b.push()
+        self.open(b, "log/1")
+        at_end = "scrollY > 999 && scrollY > $('html').scrollHeight - innerHeight - 30"
+        self.until(f"$('#L3001') && {at_end}")
+        self.js("scrollTo(0, 500)")  # who scrolls up is left alone
+        self.until("!$('#end').hidden")
+        gate.open()
+        self.until("$('#L4001')")
+        self.assertEqual(self.js("scrollY"), 500)
+        self.js("$('#end').click()")  # and else the end stays in sight
+        self.until(at_end)
+        gate.open()
+        self.until(f"$('#L7001')?.textContent === '3000' && {at_end}")
+        self.assertLessEqual(len(self.lines()), 5000)  # of the older ones some are gone
+        gate.open()
+        self.finished()
+        self.open(b, "log/1")  # finished, it is read from its head
+        self.finished()
+        self.assertEqual(self.js("$('#L7002') && scrollY"), 0)
+        self.open(b, "log/1#L7000")  # or from the line that a link names
+        top = "$('#L7000:target')?.getBoundingClientRect().top"
+        self.until(f"{top} > 0 && {top} < innerHeight - 20")
+        self.js("$('#L6999 a').click()")
+        self.until("$('#L6999:target')")
 
     def test_a_log_is_drawn_as_by_a_terminal_however_it_is_cut(self) -> None:
         gate = self.gate()
-        n = self.queued(
+        b = self.boop(
             rf"printf '10%%\r50%%\r'; {gate.wait}; printf '100%%\r\ndone\r\n';"
-            rf"printf 'caf\303'; {gate.wait}; printf '\251 \360\237'; {gate.wait};"
-            r"printf '\216\211\n';"
-            r"printf '\033[1;31mred\033[0m \033[38;5;208morange\033[m "
-            r"\033[38;2;1;2;3;4mrgb\033[0m \033[2K\033]0;title\007\033[?25l\033(Bend\n"
-            r"\033[32mover\nlines\033[0m \033[44;97mon\033[0m\nno end'"
+            rf"printf 'a \033[32mcaf\303'; {gate.wait}; printf '\251 \360\237';"
+            rf"{gate.wait}; printf '\216\211\nover\033[0m \033[1;31mred\033[0m "
+            r"\033[38;5;208morange\033[m \033[38;2;1;2;3;4mrgb\033[0m "
+            r"\033[2K\033]0;title\007\033[?25l\033(Bend\n\033[44;97mon\033[0m\nno end'"
         )
-        b = self.open(f"log/{n}")
-        b.shows("50%")
-        self.assertNotIn("10%", "".join(b.lines()))
-        gate.open()
-        b.shows("caf")
-        gate.open()
-        b.shows("café")
-        gate.open()
-        b.finish()
-        drawn = ["100%", "done", "café 🎉", "red orange rgb end", "over", "lines on"]
-        self.assertEqual(b.lines()[1:-1], [*drawn, "no end"])
-        self.assertEqual(
-            b.each("#log span", "textContent + ': ' + e.className"),
-            ["red: bold c1", "over: c2", "lines: c2", "on: c7"],
-        )
-        red = b.js("getComputedStyle(document.querySelector('#log .c1')).color")
-        self.assertNotEqual(red, b.js("getComputedStyle(log).color"))
+        b.push()
+        self.open(b, "log/1")
+        for drawn in "50%", "caf", "café":
+            self.shows(drawn)
+            self.assertNotIn("10%", "".join(self.lines()))
+            gate.open()
+        self.finished()
+        drawn = ["100%", "done", "a café 🎉", "over red orange rgb end", "on", "no end"]
+        self.assertEqual(self.lines()[1:-1], drawn)
+        spans = self.each("#log span", "innerText + ': ' + e.className")
+        self.assertEqual(spans, ["café 🎉: c2", "over: c2", "red: bold c1", "on: c7"])
+        color = "getComputedStyle($('{}')).color".format
+        self.assertTrue(self.js(f"{color('.c1')} !== {color('#log')}"))
 
     def test_of_a_log_of_10_mb_the_last_lines_are_drawn_cut_for_show(self) -> None:
-        gate = self.gate()
         letters = "".join(f"\\033[3{n % 8}mx" for n in range(300))
-        n = self.queued(
+        b = self.boop(
             "seq 1 990000; head -c 2000000 /dev/zero | tr '\\0' x; echo;"
             "yes 1% | head -c 600000 | tr '\\n' '\\r'; printf '\\r100%%\\n';"
-            f"yes $'{letters}' | head -n 20; printf half; {gate.wait};"
-            f"echo ' line'; seq 6000; {gate.wait}; echo last"
+            f"yes $'{letters}' | head -n 20"
         )
-        b = self.open(f"log/{n}")
-        with self.subTest("the rest is told of"):
-            b.until("document.querySelector('#L990024')?.textContent === 'half'")
-            lines, first = b.lines(), 990025 - len(b.lines())
-            self.assertLessEqual(len(lines), 5000)
-            self.assertEqual(b.each(f"#L{first}"), lines[:1])
-            said = b.js("document.querySelector('#earlier').innerText")
-            self.assertEqual(said, f"… {first - 1:,} earlier lines: as text")
-            self.assertIn(f"{n}?text", b.hrefs())
-        with self.subTest("lines without end, and of many colours"):
-            self.assertEqual(lines[-24:-22], ["990000", "x" * 2000 + "…"])
-            self.assertEqual(lines[-22:-1], ["100%", *["x" * 300] * 20])
-            self.assertEqual(len(b.each("#L990023 .c3")), 38)
-        with self.subTest("as it grows, lines go and numbers stay"):
-            gate.open()
-            b.until("document.querySelector('#L996024')?.textContent === '6000'")
-            gate.open()
-            b.finish()
-            self.assertEqual(b.each("#L996025"), ["last"])
-            self.assertLessEqual(len(b.lines()), 5000)
+        b.deploy()
+        self.open(b, "log/1")
+        self.finished()
+        lines = self.lines()
+        self.assertLessEqual(len(lines), 5000)
+        self.assertEqual(lines[-24:-21], ["990000", "x" * 2000 + "…", "100%"])
+        self.assertEqual(lines[-21:-1], ["x" * 300] * 20)
+        self.assertEqual(self.each("#L990024"), lines[-1:])
+        self.shows(f"… {990024 - len(lines):,} earlier lines: as text")
+        self.assertEqual(self.each("#earlier a", "search"), ["?text"])
 
 
 class Following(Case):
