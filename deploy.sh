@@ -31,8 +31,8 @@ unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX CDPATH    # of a git hook
 die() { echo "deploy: $1" >&2; echo "reason=$1" >>"$result"; exit 1; }
 try() {                         # try WHAT COMMAND...: its own words say why it failed
   "${@:2}" 2>&1 | tee "said.$2" && return
-  local status=$? error='^([^w].*)?(error|fatal|fail|denied|unable|not )'
-  why=$(grep -aiEm 1 "$error" "said.$2") || why="exit status $status"
+  local why="exit status $?" error='^([^w].*)?(error|fatal|fail|denied|unable|not )'
+  why=$(grep -aiEm 1 "$error" "said.$2" || echo "$why")         # of no warning
   die "$1: ${why//"$work/src/"/}"
 }
 report() {                      # report fetch "main at 1234abc": with the step's time
@@ -119,17 +119,14 @@ export GIT_CEILING_DIRECTORIES=$work    # a damaged src must not lead git to one
 lfs="command -v git-lfs >/dev/null || echo 'error: this repository uses Git LFS: \
 apt install git-lfs' >&2; git-lfs filter-process"
 git() { command git -c filter.lfs.required=true -c filter.lfs.process="$lfs" "$@"; }
-update() (                      # update FOLDER: a clone with all history, for hugo
+update() (                      # update FOLDER; by &&, for an "if" puts set -e off
   [[ -e $1 ]] || git clone --quiet --no-checkout --no-local --single-branch \
     "${as_owner[@]}" -- "$repo" "$1" || return
   cd "$1" && git remote set-url origin "$repo" &&
-    git fetch --quiet "${as_owner[@]}" -- origin "$want" &&
+    git fetch --quiet "${as_owner[@]}" -- origin "$want" &&     # history too, for dates
     git reset --quiet --hard FETCH_HEAD &&
     git clean --quiet -ffdx -e /resources/_gen || return        # hugo's pictures stay
-  if [[ -e .gitmodules ]]; then
-    git submodule --quiet sync --recursive &&
-      git submodule --quiet update --init --recursive --force
-  fi
+  [[ ! -e .gitmodules ]] || git submodule --quiet update --init --recursive --force
 )
 if [[ ${DEPLOY_FULL:-} == 1 ]]; then rm -rf src cache; fi
 if [[ -e building ]]; then rm -rf src/resources/_gen cache; fi  # hugo was killed
@@ -173,8 +170,9 @@ names here >all
 wait "$lister"                  # it has said what failed
 comm -23 <(names there) all >extra
 comm -12 extra <(names "$known/manifest" "$known/tried") >gone
-comm -23 extra gone >others
+comm -23 extra gone >others     # are not boop's
 comm -23 <(names "$known/manifest") all >lost
+# Changed is what has another digest, is not there or of another size, or is in doubt.
 names <(comm -13 <(sort "$known/manifest") <(sort manifest)) \
   <(comm -13 <(sort there) <(sort here)) \
   <(comm -12 <(names "$known/tried") all) >changed

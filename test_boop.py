@@ -596,7 +596,9 @@ class S3Server:
                 url = urllib.parse.urlsplit(self.path)
                 key = urllib.parse.unquote(url.path).partition("/")[2].partition("/")[2]
                 method = "LIST" if self.command == "GET" and not key else self.command
-                if self.command == "POST" and "delete" in url.query:
+                if method == "LIST":
+                    key = "".join(urllib.parse.parse_qs(url.query).get("prefix", []))
+                elif method == "POST" and "delete" in url.query:
                     method = "DELETE"
                 recorder.requests.append((method, key))
                 asked = self.command, self.path, body, self.headers
@@ -2323,6 +2325,7 @@ class DeployToFolder(DeployCase):
         (other / "mine.html").write_text("not committed")
         hooks = {"GIT_DIR": other / ".git", "GIT_WORK_TREE": other}
         hooks |= {"GIT_INDEX_FILE": other / ".git/index", "CDPATH": other}
+        (other / "src").mkdir()  # where CDPATH would lead to
         self.settings["BOOP_STATE"] = other / "state"
         self.target = other / "state/public"
         self.publish(PLAIN, cwd=other, **hooks)
@@ -2334,7 +2337,9 @@ class DeployToFolder(DeployCase):
 
     def test_a_target_that_would_cost_somebody_their_files_is_refused(self):
         checkout = repository(self.folder / "checkout")
-        here = [self.folder, self.home, self.repository, checkout, self.state]
+        bare = repository(self.folder / "bare", "--bare")
+        self.settings["BOOP_REPO"] = bare
+        here = [self.folder, self.home, bare, checkout, self.state]
         work = [self.work, self.work / "site"]
         for target in ("/", "~/", *here, *work, "gs://bucket", "s3://", "s3://b/a|b"):
             with self.subTest(target=target):
@@ -2383,11 +2388,11 @@ class DeployToFolder(DeployCase):
         )
         damages = (
             "touch state/work/src/.git/index.lock",
-            "cd state/work/src; rm .git/index; echo 2 >p0.html; echo 2 >p2.html",
+            "cd state/work/src; rm .git/index; echo 2 >p0.html; echo 2 >p9.html",
             "cd state/work/src; chmod -R u+w .git; truncate -cs 9 .git/objects/*/*",
             "git -C repository reset -q --hard HEAD~1",
             "echo '[broken' >state/work/src/.git/config",
-            "rm -r state/work/src/.git; echo more >state/work/src/more.html",
+            "rm -r state/work/src/.git",
             "rm -r state/work/src; echo a file >state/work/src",
             "mv state/work/src state/work/src.new",
             shallow,
@@ -2414,6 +2419,10 @@ class DeployToFolder(DeployCase):
         half.write_text("half")
         self.run_it()
         self.assertTrue(half.exists())
+        self.run_it(DEPLOY_FULL=1)
+        self.assertFalse(half.exists())
+        half.parent.mkdir(parents=True, exist_ok=True)
+        half.write_text("half")
         self.wrap("hugo", "kill -9 $$")
         self.assertEqual(self.refused(), "hugo failed: exit status 137")
         (self.bin / "hugo").unlink()
@@ -2545,7 +2554,7 @@ class DeployToS3(DeployCase):
             self.commit(less)
             self.assertIn("lost 3 of its 5", self.refused())
             self.assertEqual({method for method, _ in self.s3.requests}, {"LIST"})
-            back = {name: often[name] for name in (*less, "gone.html")}
+            back = {name: often[name] for name in (*less, "gone.html", "p1.html")}
             self.publish(dict.fromkeys(new) | back)
 
     def test_what_s3_denies_fails_in_words_and_is_made_up_for(self):
@@ -2592,11 +2601,18 @@ class DeployToS3(DeployCase):
         self.commit({"old.html": None})
         output = self.run_it(DEPLOY_TO="s3://bucket/a/b")
         self.assertIn("0 of 1 files uploaded, 1 deleted", output)
+        self.assertEqual(self.s3.requests, [("LIST", "a/b/"), ("DELETE", "")])
         self.assertIn("10 files here are not boop's", self.run_it())
         ours = {"a/b/index.html": b"x", "index.html": b"x"}
         self.assertEqual(self.live(), dict.fromkeys(theirs, b"theirs") | ours)
         self.publish(DEPLOY_FORCE=1, DEPLOY_FULL=1)
         self.assertEqual(self.sent("PUT"), ["index.html"])
+        keys = (
+            f"<Contents><Key>k{n}</Key><Size>1</Size></Contents>" for n in range(1001)
+        )
+        many = f"<ListBucketResult>{''.join(keys)}</ListBucketResult>"
+        self.run_it(DEPLOY_FORCE=1, instead={"LIST": (200, {}, many.encode())})
+        self.assertEqual(len(self.sent("DELETE")), 2)  # a request takes 1000 names
 
     def test_cloudfront_is_told_once_and_only_when_something_changed(self):
         key, answer = "distribution/ID/invalidation", (201, {}, b"<Invalidation/>")
