@@ -32,7 +32,7 @@ die() { echo "deploy: $1" >&2; echo "reason=$1" >>"$result"; exit 1; }
 try() {                         # try WHAT COMMAND...: its own words say why it failed
   "${@:2}" 2>&1 | tee "said.$2" && return
   local why="exit status $?" error='^([^w].*)?(error|fatal|fail|denied|unable|not )'
-  why=$(grep -aiEm 1 "$error" "said.$2" || echo "$why")         # of no warning
+  why=$(grep -aiEm 1 "$error" "said.$2" || echo "$why")         # but no warning's
   die "$1: ${why//"$work/src/"/}"
 }
 report() {                      # report fetch "main at 1234abc": with the step's time
@@ -165,12 +165,12 @@ count() { wc -l <"$1"; }
 touch "$known"/{manifest,tried,repo}
 page_cache=${DEPLOY_CACHE_CONTROL:-public, max-age=60}
 names here >all
-(cd "$site" && xargs -rd '\n' md5sum -z --) <all | tr '\0' '\n' |     # or new headers:
-  sed "s/  /$(md5sum <<<"$page_cache" | cut -c -8)\t/" >manifest
+(cd "$site" && xargs -rd '\n' md5sum -z --) <all | tr '\0' '\n' |
+  sed "s/  /$(md5sum <<<"$page_cache" | cut -c -8)\t/" >manifest    # a new header, too
 wait "$lister"                  # it has said what failed
+comm -23 <(names there) <(names "$known/manifest" "$known/tried") >theirs
 comm -23 <(names there) all >extra
-comm -12 extra <(names "$known/manifest" "$known/tried") >gone
-comm -23 extra gone >others     # are not boop's
+comm -23 extra theirs >gone
 comm -23 <(names "$known/manifest") all >lost
 # Changed is what has another digest, is not there or of another size, or is in doubt.
 names <(comm -13 <(sort "$known/manifest") <(sort manifest)) \
@@ -186,8 +186,8 @@ elif ((2 * lost > published)); then
   die "not without DEPLOY_FORCE=1: the site lost $lost of its $published files"
 elif [[ ! -e $site/index.html ]] && { [[ $hugo ]] || grep -qxF index.html lost; }; then
   die 'not without DEPLOY_FORCE=1: there is no home page (no theme or template?)'
-elif [[ -s others ]]; then
-  echo "$(count others) files here are not boop's: left alone"
+elif [[ -s theirs ]]; then
+  echo "$(count theirs) files here are not boop's: left alone, unless the site has them"
 fi
 
 # --- Publish --------------------------------------------------------------------------

@@ -2185,10 +2185,10 @@ class DeployToFolder(DeployCase):
         photos = {"mine": b"mine"} | {f"2023/{n}.jpg": b"mine" for n in range(15)}
         (self.target / "2023").mkdir(parents=True)
         (self.target / "empty").mkdir()
-        for name in photos:
+        for name in (*photos, "p0.html"):  # which the site has, too
             (self.target / name).write_bytes(b"mine")
         self.commit({**PLAIN, "2023/page.html": "x"})
-        self.assertIn("16 files here are not boop's: left alone", self.run_it())
+        self.assertIn("17 files here are not boop's: left alone", self.run_it())
         self.commit({"2023/page.html": None})
         self.run_it(DEPLOY_FULL=1)
         self.assertEqual(self.live(), self.site() | photos)
@@ -2207,7 +2207,7 @@ class DeployToFolder(DeployCase):
         self.assertEqual(tree(www), self.site())
         shutil.rmtree(self.work)
         self.commit({"p0.html": None})
-        self.assertIn("1 files here are not boop's", self.run_it())
+        self.assertIn("3 files here are not boop's", self.run_it())
         self.assertIn("p0.html", self.live())
 
     def test_a_site_that_lost_half_its_files_or_its_home_page_is_not_published(self):
