@@ -91,9 +91,12 @@ else
   [[ $target/ != "$work"/* && ! -e $target/.git ]] ||
     die "DEPLOY_TO=$target is in boop's work folder, or a git checkout"
   list() { mkdir -p "$target" && find "$target" ! -type d -printf '%s\t%P\n' >there; }
-  link() { cp -rlf -- "$stage/." "$target"; }   # and rename: never half a file
-  put() {                       # a file that is a folder now has to go first
-    pick "$1" && { link || { delete && : >gone && link; }; }
+  link() {                      # and rename: never half a file
+    (cd "$stage" && xargs -d '\n' cp -lf --parents -t "$target" -- <"$work/$1")
+  }
+  put() {                       # all is copied first, as there may be no room for it
+    [[ -e $stage ]] || pick changed || return
+    link "$1" || { delete && : >gone && link "$1"; }    # a file may be a folder now
   }
   delete() (                    # and the folders that are empty then
     cd "$target" && xargs -d '\n' rm -f -- <"$work/gone" || return
@@ -118,13 +121,21 @@ export GIT_CEILING_DIRECTORIES=$work    # a damaged src must not lead git to one
 # What "git lfs install" configures:
 lfs="command -v git-lfs >/dev/null || echo 'error: this repository uses Git LFS: \
 apt install git-lfs' >&2; git-lfs filter-process"
-git() { command git -c filter.lfs.required=true -c filter.lfs.process="$lfs" "$@"; }
+git() {                         # and no cleaning up in the background, to be killed
+  command git -c gc.autoDetach=false -c filter.lfs.required=true \
+    -c filter.lfs.process="$lfs" "$@"
+}
 update() (                      # update FOLDER; by &&, for an "if" puts set -e off
   [[ -e $1 ]] || git clone --quiet --no-checkout --no-local --single-branch \
     "${as_owner[@]}" -- "$repo" "$1" || return
-  cd "$1" && git remote set-url origin "$repo" &&
-    git fetch --quiet "${as_owner[@]}" -- origin "$want" &&     # history too, for dates
-    git reset --quiet --hard FETCH_HEAD &&
+  cd "$1" && git remote set-url origin "$repo" || return
+  local to=FETCH_HEAD           # or a commit that is here: its forge may be down
+  if [[ $want != *[!0-9a-f]* ]] && git cat-file -e "$want^{commit}" 2>/dev/null; then
+    to=$want
+  else                          # with its history, for dates
+    git fetch --quiet "${as_owner[@]}" -- origin "$want" || return
+  fi
+  git reset --quiet --hard "$to" &&
     git clean --quiet -ffdx -e /resources/_gen || return        # hugo's pictures stay
   [[ ! -e .gitmodules ]] || git submodule --quiet update --init --recursive --force
 )
@@ -142,11 +153,12 @@ report fetch "${want#refs/heads/} at $tip"
 # --- Build ----------------------------------------------------------------------------
 # Symbolic links could lead out of the repository (and hugo 0.123 follows none).
 find src -name .git -prune -o -type l -print0 | xargs -0r rm -v -- | sed 's/^/link: /'
-site=src                        # the repository as it is, without a Hugo configuration
-hugo=$(cd src && ls -d {hugo,config}.{toml,yaml,yml} hugo.json config/_default \
-  2>/dev/null) || :
-if [[ $hugo ]]; then
-  site=site
+has() { [[ $(cd src && ls -d -- "$@" 2>/dev/null) ]]; }
+site=src hugo=''                # the repository as it is, without a Hugo configuration
+if has hugo.{toml,yaml,yml,json} config/_default ||     # config.json may be anyone's
+  { has config.{toml,yaml,yml,json} && has content layouts themes; }; then
+  hugo=1 site=site
+  command -v hugo >/dev/null || die 'this site needs hugo: apt install hugo'
   : >building
   try 'hugo failed' hugo -s src -d "$work/site" --cacheDir "$work/cache"
   rm building
@@ -172,6 +184,8 @@ comm -23 <(names there) <(names "$known/manifest" "$known/tried") >theirs
 comm -23 <(names there) all >extra
 comm -23 extra theirs >gone
 comm -23 <(names "$known/manifest") all >lost
+folders() { sed -n ':up s|/[^/]*$||; T; p; b up' -- "$1" | sort -u; }
+in_way=$(comm -12 theirs <(folders all) && comm -12 all <(folders theirs))
 # Changed is what has another digest, is not there or of another size, or is in doubt.
 names <(comm -13 <(sort "$known/manifest") <(sort manifest)) \
   <(comm -13 <(sort there) <(sort here)) \
@@ -186,6 +200,8 @@ elif ((2 * lost > published)); then
   die "not without DEPLOY_FORCE=1: the site lost $lost of its $published files"
 elif [[ ! -e $site/index.html ]] && { [[ $hugo ]] || grep -qxF index.html lost; }; then
   die 'not without DEPLOY_FORCE=1: there is no home page (no theme or template?)'
+elif [[ $in_way && ! ${bucket:-} ]]; then
+  die "not without DEPLOY_FORCE=1: ${in_way%%$'\n'*} is not boop's, and in the way"
 elif [[ -s theirs ]]; then
   echo "$(count theirs) files here are not boop's: left alone, unless the site has them"
 fi

@@ -2193,9 +2193,16 @@ class DeployToFolder(DeployCase):
         self.run_it(DEPLOY_FULL=1)
         self.assertEqual(self.live(), self.site() | photos)
         self.assertTrue((self.target / "empty").exists())
+        for name, ours in (("mine", "mine/x.html"), ("2023/1.jpg", "2023")):
+            self.commit({ours: "in its way", "p0.html": name})
+            self.assertIn(f"{name.split('/')[0]} is not boop's", self.refused())
+            self.commit({ours: None})
+        full = 'case "$*" in *.boop.new*p0.html*) echo "error: full"; exit 1 ;; esac'
+        self.wrap("cp", full)
+        self.commit({"a.css": "new", "p0.html": "new"})
+        self.assertIn("cannot publish", self.refused())
+        (self.bin / "cp").unlink()
         self.commit({"mine/x.html": "in its way"})
-        self.assertIn("/mine", self.refused(True))
-        self.assertEqual(self.live() | photos, self.live())
         self.publish(DEPLOY_FORCE=1)
 
     def test_what_was_published_is_known_for_each_target_and_lost_with_the_state(self):
@@ -2358,6 +2365,11 @@ class DeployToFolder(DeployCase):
         ):
             self.run_it(**settings)
             self.assertEqual(self.live()["i.html"], expected, settings)
+        away = self.folder / "away"
+        self.repository.rename(away)  # what is here goes live again all the same
+        self.run_it(BOOP_EXACT=1, BOOP_COMMIT=old)
+        self.assertEqual(self.live()["i.html"], b"old")
+        away.rename(self.repository)
         for commit in ("f" * 40, "--help"):
             reason = self.refused(BOOP_EXACT=1, BOOP_COMMIT=commit)
             self.assertRegex(reason, f"^cannot fetch {commit}: fatal: .*{commit}")
