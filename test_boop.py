@@ -945,14 +945,6 @@ class Runner(Case):
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\x9b31m\u202eevil\x07\ud800"
 
 
-def luminance(color: str) -> float:
-    """WCAG 2's relative luminance of #rgb or #rrggbb, and what it adds for a ratio."""
-    digits = color[1:] if len(color) == 7 else "".join(2 * c for c in color[1:])
-    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
-    r, g, b = (p / 12.92 if p <= 0.04 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05
-
-
 class Pages(Case):
     """GET: routes, forms, headers, and what is in them."""
 
@@ -961,197 +953,102 @@ class Pages(Case):
         b.deploy()
         browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
         text, page = "text/plain; charset=utf-8", "text/html; charset=utf-8"
+        program = "application/json"
         for path in ("/", "/log/1", "/nowhere"):
             for accept, kind in (
                 ("*/*", text),
-                ("", text),
                 (browser, text if path == "/nowhere" else page),
-                ("application/json", "application/json"),
-                ("application/json, text/plain, */*", "application/json"),
-                ("text/html;q=0.5, application/json", "application/json"),
+                ("application/json, text/plain, */*", program),
+                ("text/html;q=0.5, application/json", program),
             ):
                 with self.subTest(path=path, accept=accept):
                     answer = b.get(path, accept)
-                    self.assertEqual(answer.headers["Content-Type"], kind)
-                    self.assertIn("Accept", answer.headers["Vary"])
-                    self.assertEqual(kind == page, b'<a href="?text">' in answer.body)
-                    head = b.request("HEAD", path, Accept=accept)
-                    self.assertEqual((head.status, head.body), (answer.status, b""))
-                    length = head.headers["Content-Length"]
-                    self.assertEqual(length, str(len(answer.body)))
-            strict = b.get(path, "text/html").headers
-            self.assertIn("default-src 'none'", strict["Content-Security-Policy"])
-            self.assertNotIn("unsafe", strict["Content-Security-Policy"])
-            self.assertEqual(strict["X-Content-Type-Options"], "nosniff")
-            self.assertEqual(strict["Referrer-Policy"], "no-referrer")
+                    kinds = answer.headers["Content-Type"], answer.headers["Vary"]
+                    self.assertEqual(kinds, (kind, "Accept"))
+                    request = (
+                        f"HEAD {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n"
+                    )
+                    head, _, body = b.raw(request.encode()).partition(b"\r\n\r\n")
+                    self.assertEqual((statuses(head), body), ([answer.status], b""))
+                    self.assertRegex(head, rb"Content-Length: %d\b" % len(answer.body))
+        strict = b.get("/log/1", browser).headers["Content-Security-Policy"]
+        self.assertRegex(strict, "^default-src 'none';(?!.*unsafe)")
+        answer = b.get("/log/1?text", browser)
+        self.assertEqual(answer.headers["Content-Type"], text)
+        again = b.get("/log/1", If_None_Match=answer.headers["ETag"])
+        self.assertEqual((again.status, again.body), (304, b""))
 
     def test_unknown_addresses_are_404_and_wrong_methods_405(self) -> None:
         b = self.boop()
-        paths = "/x /log/ /log/1 /log/01 /log/x /log/-1 /log/latest /../ /x://healthz"
-        for path in paths.split():
-            with self.subTest(path=path):
-                self.assertEqual(b.get(path).status, 404)
-        for method, path, allow in (
-            ("POST", "/", "GET, HEAD"),
-            ("DELETE", "/healthz", "GET, HEAD"),
-            ("GET", "/deploy", "POST"),
-            ("BREW", "/", "GET, HEAD"),
-        ):
-            with self.subTest(method=method, path=path):
-                answer = b.request(method, path)
-                self.assertEqual(answer.status, 405)
-                self.assertEqual(answer.headers["Allow"], allow)
+        for path in "/x /log/ /log/1 /log/01 /log/-1 /log/latest /../".split():
+            self.expect(b.get(path), 404)
+        for path, allow in (("/", "GET, HEAD"), ("/deploy", "POST")):
+            answer = b.request("PUT", path)
+            self.assertEqual((answer.status, answer.headers["Allow"]), (405, allow))
 
     def test_the_record_has_the_contracts_fields_in_its_order(self) -> None:
         b = self.boop()
         record = b.deploy()
-        self.assertEqual(
-            list(record),
-            "number status reason trigger repo branch commit message author pushes"
-            " queued_at started_at finished_at duration url".split(),
-        )
+        names = "number status reason trigger repo branch commit message author pushes"
+        names += " queued_at started_at finished_at duration url"
+        self.assertEqual(list(record), names.split())
         self.assertEqual(b.records(), [record])
+        self.assertIsInstance(record["duration"], float)
         for name in ("queued_at", "started_at", "finished_at"):
             self.assertRegex(record[name], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
-        self.assertIsInstance(record["duration"], float)
         self.assertEqual({k: b.journal()[-1][k] for k in record}, record)
 
     def test_the_list_as_text_is_aligned_and_fools_no_terminal(self) -> None:
-        gate = self.gate()
         names = ("reason", "repo", "branch", "commit", "message", "author")
-        took = {0.0: "0.0 s", 3.24: "3.2 s", 9.96: "10 s", 59.6: "1m 00s"}
-        took |= {245.0: "4m 05s", 3725.0: "1h 02m"}
         d = self.with_journal(
-            *(record_of(n, duration=seconds) for n, seconds in enumerate(took, 1)),
-            record_of(97, status="fail", **dict.fromkeys(names, HOSTILE)),
-            record_of(98, branch="drafts/newsletter", message="word " * 40),
-            record_of(99, status="fail", reason="long " * 40, message=None),
+            record_of(1, duration=245.0),
+            record_of(2, status="fail", **dict.fromkeys(names, HOSTILE)),
+            record_of(3, branch="drafts/newsletter", message="word " * 40),
         )
-        d.write_script(gate.wait)
-        d.start().push()
-        gate.reached()
-        d.push()
-        text = d.get("/").text
+        text = d.start().get("/").text
         self.assertTrue(text.replace("\n", "").isprintable())
-        header, *lines = text.splitlines()
-        rows = [line for line in lines if line.startswith("log/")]
-        self.assertEqual(len(lines), len(rows) + 2)  # and the reasons of two
-        for row in rows:
+        header, long, evil, reason, first = text.splitlines()
+        for row in long, evil, first:
             for column in "STATUS", "COMMIT", "MESSAGE":
                 self.assertRegex(row[header.index(column) - 2 :], r"\A  [^ ]")
-        self.assertRegex(rows[0], r"log/101 +queued +\d{4}-")
-        self.assertRegex(rows[1], r"log/100 +inprogress .* \d\.\d s  main")
-        self.assertTrue(rows[2].endswith("(push)"))
-        self.assertEqual(lines[3].strip(), ("long " * 40).strip())
-        self.assertEqual(len(rows[3].split("word")), 41)  # last, and whole
-        for row, text in zip(rows[:4:-1], took.values()):
-            self.assertIn(f" {text}  main", row)
-
-    def test_a_queued_deployment_has_a_page_and_the_newest_is_log_latest(self) -> None:
-        gate = self.gate()
-        b = self.boop(gate.wait)
-        b.push()
-        gate.reached()
-        b.push()
-        self.assertEqual(b.log("latest"), "boop: deployment 2 is queued\n")
-        self.assertEqual([d["status"] for d in b.records()], ["queued", "inprogress"])
-        metrics = b.get("/metrics").text
-        self.assertIn("\nboop_queue_length 1\n", metrics)
-        self.assertIn("\nboop_running 1\n", metrics)
-        gate.open()
-
-    def test_an_empty_list_says_what_is_left_to_do(self) -> None:
-        ready = self.boop().get("/").text
-        for word in "/deploy", "BOOP_SECRET", "git push":
-            self.assertIn(word, ready)
-        self.assertNotIn("openssl", ready)
-        checkout = site(self.folder)
-        git(checkout, "checkout", "-q", "--detach")
-        b = self.daemon(BOOP_REPO=None, BOOP_SECRET=None)
-        b.folder, b.env["BOOP_STATE"] = checkout, str(self.folder / "other")
-        b.start().said("no BOOP_SECRET")
-        why = "has checked out no branch: set BOOP_BRANCH"
-        b.said(why)
-        bare = b.get("/").text
-        self.assertRegex(bare, rf"\n  1\. Mend this first: .*{why}\n")
-        self.assertIn("every push is refused", bare)
-        for line in (ready + bare).splitlines():
-            self.assertLessEqual(len(line.partition(str(checkout))[0]), 80)
-
-    def test_colours_have_the_contrast_that_wcag_aa_asks_for(self) -> None:
-        css = self.boop().get("/boop.css").text
-        for scheme in css.split("prefers-color-scheme: dark"):
-            colors = dict(re.findall(r"--(\w+): (#[0-9a-f]{3,6});", scheme))
-            for name, color in colors.items():
-                if name in ("bg", "panel", "line", "hover", "mark"):
-                    continue  # what is written on
-                for ground in ["panel"] if re.match(r"c\d", name) else ["panel", "bg"]:
-                    with self.subTest(name=name, on=colors[ground]):
-                        ratio = luminance(color) / luminance(colors[ground])
-                        self.assertGreater(max(ratio, 1 / ratio), 4.5)
+        self.assertTrue(long.endswith(("word " * 40).strip()))  # last, and whole
+        self.assertTrue(reason.strip().startswith("<script>"))
+        self.assertRegex(first, r"^log/1 +success +2024-05-01 10:01 +4m 05s  main ")
 
     def test_badge_and_metrics_tell_of_all_also_of_what_was_removed(self) -> None:
         b = self.boop("exit $((BOOP_NUMBER - 1))", BOOP_KEEP="1")
-        for word in ("no deployments", "success", "failed", "failed"):
-            badge = b.get("/badge.svg")
-            self.assertIn(f">{word}</text>", badge.text)
-            last = b.deploy()
-        kind = badge.headers["Content-Type"].partition(";")[0]
-        self.assertEqual(kind, "image/svg+xml")
-        self.assertEqual(badge.headers["Cache-Control"], "no-cache")
-        text = b.get("/metrics").text
-        for line in (
-            'boop_deployments_total{status="success"} 1',
-            'boop_deployments_total{status="fail"} 3',
-            "boop_deployment_duration_seconds_count 4",
-            "boop_queue_length 0",
-            "boop_last_success_timestamp_seconds 0",  # its record is not kept
+        for word, live in (
+            ("no deployments", "0"),
+            ("success", r"1\d{9}\.\d+"),
+            ("failed", "0"),  # the record of the success is not kept
         ):
-            self.assertIn(line + "\n", text)
-        self.assertEqual(b.numbers(), [last["number"]])
-
-    def test_promtool_finds_the_metrics_valid(self) -> None:
-        promtool = tool("promtool", "Debian's prometheus")
-        b = self.boop()
-        for _ in range(2):
-            text = b.get("/metrics").body
-            done = subprocess.run(
-                [promtool, "check", "metrics"], input=text, capture_output=True
-            )
-            self.assertEqual((done.returncode, done.stdout + done.stderr), (0, b""))
+            badge, metrics = b.get("/badge.svg"), b.get("/metrics")
+            self.assertIn(f">{word}</text>", badge.text)
+            self.assertIn("image/svg+xml", badge.headers["Content-Type"])
+            self.assertRegex(metrics.text, rf"last_success_timestamp_seconds {live}\n")
+            with self.subTest("promtool"):
+                command = [tool("promtool", "Debian's prometheus"), "check", "metrics"]
+                done = subprocess.run(command, input=metrics.body, capture_output=True)
+                self.assertEqual((done.returncode, done.stdout + done.stderr), (0, b""))
             b.deploy()
-        self.assertRegex(b.get("/metrics").text, r"last_success\w+ 1\d{9}\.\d")
-
-    def test_a_finished_log_is_sent_once_and_asked_for_again_each_time(self) -> None:
-        b = self.boop("echo hello")
-        b.deploy()
-        first = b.get("/log/1")
-        tag = first.headers["ETag"]
-        again = b.get("/log/1", If_None_Match=f'"x", W/{tag}, {tag}')
-        self.assertEqual((again.status, again.body), (304, b""))
-        self.assertEqual(again.headers["ETag"], tag)
-        self.assertEqual(first.headers["Cache-Control"], "no-cache")
-        b.stop()
-        shutil.rmtree(b.state)  # numbers begin again
-        b.start().deploy()
-        self.assertEqual(b.get("/log/1", If_None_Match=tag).status, 200)
+        metrics = b.get("/metrics").text
+        self.assertIn('\nboop_deployments_total{status="success"} 1\n', metrics)
+        self.assertIn('\nboop_deployments_total{status="fail"} 2\n', metrics)
+        self.assertIn("\nboop_deployment_duration_seconds_count 3\n", metrics)
 
     def test_the_password_guards_what_it_should(self) -> None:
         b = self.boop(BOOP_PASSWORD="pässword")
-        b.push()
         for path in ("/", "/log/1", "/log/1?follow", "/metrics", "/?follow"):
-            for login in ("", "Basic", "Basic !", "Basic " + "QTpi", "Bearer x"):
+            for login in ("", "Basic !", "Basic QTpi"):
                 answer = b.get(path, Authorization=login)
                 self.assertEqual(answer.status, 401, (path, login))
                 self.assertIn("Basic", answer.headers["WWW-Authenticate"])
         b.said(r"wrong password from 127.0.0.1 \(1 so far\)")
-        self.assertLess(sum("wrong password" in line for line in b.lines), 5)
         self.assertNotIn("QTpi", "".join(b.lines))
+        login = base64.b64encode("any:pässword".encode()).decode()
+        self.expect(b.get("/", Authorization=f"Basic {login}"), 200)
         for path in ("/healthz", "/badge.svg", "/boop.css"):
-            self.assertEqual(b.get(path).status, 200)
-        for user in ("", "any"):
-            login = base64.b64encode(f"{user}:pässword".encode()).decode()
-            self.assertEqual(b.get("/", Authorization=f"Basic {login}").status, 200)
+            self.expect(b.get(path), 200)
 
 
 class InABrowser(Case):
