@@ -2324,7 +2324,7 @@ class Unit(Case):
     def test_from_https_to_the_folder_of_a_web_server(self) -> None:
         tool("hugo", "hugo")
         tool("openssl", "openssl")
-        site(pathlib.Path("/srv/git"), HUGO_SITE)
+        site(pathlib.Path("/srv/git"), BLOG)
         shell(
             f"""
             git -C /srv/git/origin.git update-server-info
@@ -2348,7 +2348,7 @@ class Unit(Case):
             self.caught_up(b)
         self.assertNotIn("warning", b.log(1))
         read = shell("runuser -u www-data cat /var/www/site/index.html")
-        self.assertIn("Example", read)
+        self.assertIn("Home: ", read)
 
     def test_from_ssh_with_a_deploy_key_to_s3_and_again_at_a_reload(self) -> None:
         tool("hugo", "hugo")
@@ -2356,7 +2356,7 @@ class Unit(Case):
         s3 = S3Server()
         self.addCleanup(s3.close)
         s3.forward("PUT", "/site")
-        checkout = site(pathlib.Path("/srv/git"), HUGO_SITE)
+        checkout = site(pathlib.Path("/srv/git"), BLOG)
         shell(
             f"mkdir -p /run/sshd; ssh-keygen -A; {sshd} -f /dev/null -p 2222"
             " -o UsePAM=no -o StrictModes=no -o AuthorizedKeysFile=/etc/boop.key.pub"
@@ -2372,7 +2372,7 @@ class Unit(Case):
             **S3_LOGIN,
         )
         self.caught_up(b)
-        self.assertIn(b"Example", s3.objects("site")["blog/index.html"][1])
+        self.assertIn(b"Home: ", s3.objects("site")["blog/index.html"][1])
         tip = commit(checkout, {"content/new.md": "---\ntitle: New\n---\n"})
         git(checkout, "push", "-q", "origin", "main")
         shell("systemctl reload boop")
@@ -3599,7 +3599,7 @@ aws --endpoint-url "$AWS_ENDPOINT_URL" s3 sync --quiet --delete public "$DEPLOY_
 def bench_deployments(posts: int = 500) -> None:
     """What deploy.sh takes to S3, beside the three commands that it replaces."""
     page = "---\ntitle: Post\n---\n" + "Some words of a post. " * 500
-    files = {f"content/post/{n}.md": page for n in range(posts)} | HUGO_SITE
+    files = {f"content/post/{n}.md": page for n in range(posts)} | BLOG
     with tempfile.TemporaryDirectory(prefix="boop-bench-") as name:
         folder, s3 = pathlib.Path(name), S3Server()
         checkout = site(folder, files)
