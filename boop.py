@@ -576,7 +576,7 @@ def form_payload(body: Body) -> bytes:
         return b""
 
 
-Look = typing.Callable[[], "tuple[str, str | None]"]
+Look = typing.Callable[[bool], "tuple[str, str | None]"]
 
 
 def parse(
@@ -584,8 +584,8 @@ def parse(
 ) -> Push | Cancel:
     """What a verified request asks for; Refusal says why it asks for nothing.
 
-    look: asks the configured repository for the branch to deploy and its tip, which is
-    None where it can't be known.
+    look: asks the configured repository for the branch to deploy and, if True, its tip,
+    which is None where it can't be known.
     """
     payload = _json_object(body, media_type(headers))
     for forge in FORGES:
@@ -713,7 +713,7 @@ def _push(
         raise Refusal(400, "a push without changes: push.changes is missing or empty")
     wanted = settings.branch or changes[0].default_branch
     if not wanted and settings.repo:
-        wanted, _ = look()
+        wanted, _ = look(False)
     whys = [_unwanted(change, wanted) for change in changes]
     if "" not in whys:
         raise ignored("; ".join(dict.fromkeys(whys)))
@@ -773,7 +773,7 @@ def _manual(
         raise Refusal(400, '"commit" is not a full commit id (40 or 64 hex digits)')
     if not settings.repo:
         raise Refusal(400, "which repository? Set BOOP_REPO to ask by hand")
-    branch, tip = look()
+    branch, tip = look(True)
     push = Push(settings.repo, branch, tip, trigger="manual", force=force)
     if commit is None:
         return push
@@ -868,6 +868,13 @@ class Deployment(typing.NamedTuple):
         """Cancelled, or a rollback that failed: it left all as it was."""
         undone = self.exact and not self.interrupted
         return self.status == "fail" and (undone or self.reason == CANCELLED)
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, in words."""
+        seconds = took(self.duration or 0)
+        failed = f"fail after {seconds}: {self.reason}"
+        return failed if self.reason else f"success in {seconds}"
 
     def wants(self, push: Push) -> bool:
         """Do both want the branch's tip, or both exactly the same commit?"""
@@ -1036,10 +1043,9 @@ class Deployments:
                         commit=known.commit,
                         message=known.message,
                         author=known.author,
+                        full_name=push.full_name or newest.full_name,
                     )
                 )
-            if newest and push.exact and not push.tip:
-                push = push._replace(tip=newest.tip or newest.commit)
             d = self._new(push, count)
             self._append(d, sync=True)
             self._last = d.number
@@ -1047,6 +1053,9 @@ class Deployments:
 
     def catch_up(self, push: Push, way: str) -> Deployment | None:
         """Queues a tip that was looked up, unless it is dealt with. Raises OSError."""
+        newest = self._newest(push)
+        if newest and newest.exact and newest.status == "success" and not newest.tip:
+            self.skip(push)  # which was out of reach when it was rolled back from
         return None if self._settled(push, way) else self.add(push)
 
     def skip(self, push: Push) -> None:
@@ -1076,13 +1085,15 @@ class Deployments:
             return self._change(d, reason=CANCELLED)
 
     def finish(
-        self, number: int, reason: str | None, seconds: float, **result: typing.Any
+        self, number: int, end: typing.Callable[[str], None], **ended: typing.Any
     ) -> Deployment:
         """Ends a deployment: a success without a reason, else a fail; a cancel that
-        came before wins. result: what the script has said of it."""
+        came before wins. end: is told how, before anybody sees that it has ended."""
         with self._lock:
-            d = self._records[number]._replace(**result, duration=round(seconds, 3))
-            return self._finish(d, reason=d.reason or reason)
+            d = self._records[number]
+            d = d._replace(**ended | {"reason": d.reason or ended["reason"]})
+            end(d.outcome)
+            return self._finish(d, d.reason)
 
     def catch_up_on_disk(self) -> None:
         """Writes what could not be written, if there is any. Raises OSError."""
@@ -1094,12 +1105,17 @@ class Deployments:
 
     def _newest(self, push: Push | Deployment) -> Deployment | None:
         """Of the same branch, less those that left all as it was."""
-        for d in self.newest_first():
-            if (d.repo, d.branch) == (push.repo, push.branch) and not d.void:
-                return d
-        return None
+        return next((d for d in self._of(push) if not d.void), None)
+
+    def _of(self, push: Push | Deployment) -> list[Deployment]:
+        """Those of the same branch, newest first."""
+        branch = push.repo, push.branch
+        return [d for d in self.newest_first() if (d.repo, d.branch) == branch]
 
     def _new(self, push: Push, pushes: int) -> Deployment:
+        """The next one. What only a forge's push says of a repository, is kept."""
+        names = (d.full_name for d in self.newest_first() if d.repo == push.repo)
+        push = push._replace(full_name=push.full_name or next(names, None))
         number, said = self._last + 1, push._asdict()
         return Deployment(number, "queued", **said, pushes=pushes, queued_at=now())
 
@@ -1112,19 +1128,20 @@ class Deployments:
         """
         tip = push.commit
         for d in self.newest_first():
+            ours = d.commit == tip and d.way in (None, way)
             if (d.repo, d.branch) != (push.repo, push.branch):
                 return False
-            if d.void:
-                if d.commit == tip and not d.exact:
-                    return True  # it was cancelled
-            elif d.status == "queued" and not d.exact:
+            if d.void and d.exact:
+                continue
+            if d.status == "queued" and not d.exact:
                 return True  # it will find the tip by itself
-            elif d.tip == tip:
-                return True
-            elif d.status == "fail" and not d.trigger == push.trigger == "poll":
-                return False
-            else:
-                return d.commit == tip and d.way in (None, way)
+            if d.tip == tip != d.commit:
+                return True  # to be left alone
+            if d.void and not ours:
+                continue
+            if d.status == "fail" and d.reason != CANCELLED:
+                return ours and d.trigger == push.trigger == "poll"
+            return ours
         return False
 
     def _finish(self, d: Deployment, reason: str | None) -> Deployment:
@@ -1200,6 +1217,8 @@ class Deployments:
             os.fsync(self._folder)
         finally:
             os.close(new)
+            with contextlib.suppress(FileNotFoundError):  # it has its name
+                os.unlink(path)
         self._lines, self._behind = 0, False
 
     def _load(self) -> list[bytes]:
@@ -1230,7 +1249,9 @@ class Deployments:
                 with contextlib.suppress(OSError):  # a full disk
                     with open(self._settings.log(d.number), "a") as log:
                         log.write(f"\nboop: fail: {why}\n")
-            if d.interrupted and self._newest(d) == d:
+            newer = [n for n in self._of(d) if n.number > d.number]
+            again = any(n.trigger == "interrupted" or not n.void for n in newer)
+            if d.interrupted and not again:
                 push = Push(*(getattr(d, name) for name in Push._fields))
                 d = self._new(push._replace(trigger="interrupted"), d.pushes)
                 self._records[d.number] = d
@@ -1260,10 +1281,11 @@ def run_briefly(
     """Runs a program that shall not take long: why it failed, or None; and the first
     of what it printed."""
     # timeout(1) ends what it has started, too, which can hold no pipe open.
+    late = time.monotonic() + seconds
     with open(os.memfd_create("output"), "w+b") as output:
         try:
             status = subprocess.call(
-                ["timeout", "--signal=KILL", str(seconds), *command],
+                ["timeout", "-s", "KILL", str(seconds), *command],
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -1273,8 +1295,9 @@ def run_briefly(
         except OSError as error:
             return f"cannot run {command[0]}: {error.strerror}", ""
         said = os.pread(output.fileno(), PIPE_BYTES, 0).decode("utf-8", "replace")
-    killed = status == -signal.SIGKILL
-    return f"timed out after {seconds} s" if killed else exit_reason(status), said
+    if status == -signal.SIGKILL and time.monotonic() > late:
+        return f"timed out after {seconds} s", said
+    return exit_reason(status), said
 
 
 def look(settings: Settings) -> tuple[str, str]:
@@ -1294,9 +1317,9 @@ def look(settings: Settings) -> tuple[str, str]:
         why = said.strip().partition("\n")[0] or why
         raise OSError(None, f"cannot look at {repo}: {why}")
     # "ref: refs/heads/main<tab>HEAD", "<commit><tab>HEAD", and of a clone also
-    # "<commit><tab>refs/remotes/origin/HEAD"
-    name = re.search("(?m)^ref: refs/heads/(.+)\tHEAD$", said)
-    tip = re.search(f"(?m)^([0-9a-f]+)\t{re.escape(ref)}$", said)
+    # "<commit><tab>refs/remotes/origin/HEAD"; behind what ssh may have to say
+    name = re.search("(?m)ref: refs/heads/(.+)\tHEAD$", said)
+    tip = re.search(f"(?m)([0-9a-f]{{40,}})\t{re.escape(ref)}$", said)
     if not tip:
         what = f"has no branch {branch}" if branch else "has no commit yet: push one"
         raise OSError(None, f"{repo} {what}")
@@ -1340,8 +1363,7 @@ class CatchUp:
                 pause = min(2 * pause, MAX_RETRY_S)
             was, self.why = self.why, why
             if why != was:
-                again = f"{self._settings.repo} can be reached again"
-                say(why or again, WARNING if why else INFO)
+                say(why or "catch-up works again", WARNING if why else INFO)
             asked = self._asked.wait(wait)
             trigger = "catch-up" if asked or not poll else "poll"
 
@@ -1350,7 +1372,11 @@ class CatchUp:
         self.branch, tip = look(self._settings)
         way = way_of(self._settings)
         push = Push(self._settings.repo, self.branch, tip, trigger=trigger)
-        if missed := self._deployments.catch_up(push, way):
+        try:
+            missed = self._deployments.catch_up(push, way)
+        except OSError as error:
+            raise OSError(None, f"cannot record {tip[:8]}: {error.strerror}") from None
+        if missed:
             say(f"{trigger}: {self.branch} is at {tip[:8]}: queued as {missed.number}")
             self._wake()
 
@@ -1489,12 +1515,9 @@ class Runner:
             reason = f"cannot run {self._settings.script}: {error.strerror}"
         except Exception as error:  # noqa: BLE001  it fails this one, and not the next
             reason = one_line(f"boop failed: {type(error).__name__}: {error}")
-        seconds = time.monotonic() - begun
-        how = f"fail after {took(seconds)}: {reason}"
-        how = how if reason else f"success in {took(seconds)}"
-        log.end(how)
-        d = self._deployments.finish(d.number, reason, seconds, **result)
-        say(f"deployment {d.number}: {how}", NOTICE if reason else INFO)
+        ended = {"reason": reason, "duration": round(time.monotonic() - begun, 3)}
+        d = self._deployments.finish(d.number, log.end, **result, **ended)
+        say(f"deployment {d.number}: {d.outcome}", NOTICE if d.reason else INFO)
         self._report(d)
 
     def _start(self, d: Deployment) -> subprocess.Popen[bytes]:
@@ -1578,7 +1601,7 @@ class Runner:
         environment, proc(5), so that there is no moment at which a script runs and is
         not known. Looks until two looks have found none: a process in the middle of
         exec(2) has no environment. systemd would have killed them with boop, too."""
-        state = f"BOOP_STATE={self._settings.state}".encode()
+        state = os.fsencode(f"BOOP_STATE={self._settings.state}")
         marks = {f"BOOP_NUMBER={n}".encode() for n in self._deployments.unfinished}
         quiet = 0
         while marks and quiet < 2 and not self._stop:
@@ -1808,6 +1831,12 @@ def text_row(d: Deployment, now: float) -> tuple[str, ...]:
         shown(d.commit)[:7],
         shown(d.message) or f"({shown(d.trigger)})",
     )
+
+
+def no_log(d: Deployment) -> str:
+    """What stands for the log of a deployment that has none, or none yet."""
+    why = f": {d.reason}" if d.reason else ""
+    return f"boop: deployment {d.number} is {d.status}{why}\n"
 
 
 def empty_text(secret: bool, repo: str, why: str) -> str:
@@ -2439,6 +2468,7 @@ class Door:
         self._turn = threading.Lock()  # who has it is at the door
         self._lock = threading.Lock()  # for the next one
         self._free = 0  # threads that serve nobody
+        self.alone = False  # could the last thread that was wanted not be started?
         self._wrong, self._said = 0, 0.0
 
     def open(self) -> None:
@@ -2481,8 +2511,9 @@ class Door:
             )
             try:
                 thread.start()
-            except RuntimeError as error:  # there can't; who serves comes back
-                self._free -= 1
+                self.alone = False
+            except RuntimeError as error:  # who serves now shall come back soon
+                self._free, self.alone = 0, True
                 say(f"cannot serve more at once: {error}", WARNING)
 
     def _serve(self) -> None:
@@ -2591,14 +2622,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _read_head(self) -> None:
         self.incoming.within(HEAD_DEADLINE_S)
         head = bytearray()
-        while not head.endswith((b"\n\n", b"\n\r\n")):
-            line = self.body.readline(MAX_HEAD_BYTES)
-            head += line if head else line.lstrip(b"\r\n")
-            self.path = "/deploy" if head.startswith(b"POST /deploy ") else ""
-            if len(head) >= MAX_HEAD_BYTES:
-                raise Refusal(431, f"the request's head is over {MAX_HEAD_BYTES} bytes")
-            if not line:
-                raise ConnectionError
+        try:
+            while not head.endswith((b"\n\n", b"\n\r\n")):
+                line = self.body.readline(MAX_HEAD_BYTES)
+                head += line if head else line.lstrip(b"\r\n")
+                self.path = "/deploy" if head.startswith(b"POST /deploy ") else ""
+                if len(head) >= MAX_HEAD_BYTES:
+                    raise Refusal(431, f"the head is over {MAX_HEAD_BYTES} bytes")
+                if not line:
+                    raise ConnectionError
+        except TimeoutError:
+            if not head:
+                raise  # it has not asked for anything
+            raise Refusal(408, f"the head took over {HEAD_DEADLINE_S} s") from None
         if not HEAD.fullmatch(head):
             raise Refusal(400, "the request's head is not HTTP/1.1: RFC 9112")
         self.rfile = io.BytesIO(head)
@@ -2728,7 +2764,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _news(self) -> typing.Iterator[Deployment | None]:
         """Begins an answer without a length, which ends when the connection does, and
         tells when there may be more to send, until boop or the client ends."""
-        if not self.door.followers.acquire(blocking=False):
+        if self.door.alone or not self.door.followers.acquire(blocking=False):
             raise Refusal(503, "boop has all the followers it serves")
         try:
             with self.deployments.news() as news:
@@ -2822,13 +2858,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise Refusal(400, f"the body ended {missing} bytes early")
         return body
 
-    def _look(self) -> tuple[str, str | None]:
-        """See parse: the branch, also where the repository is out of reach, and the
-        tip."""
+    def _look(self, for_tip: bool) -> tuple[str, str | None]:
+        """See parse. A branch that is known will do where git can't be reached."""
+        known = self.door.catch_up.branch
         try:
-            return look(self.door.settings)
+            return look(self.door.settings) if for_tip or not known else (known, None)
         except OSError as error:
-            if known := self.door.catch_up.branch:
+            if known:
                 return known, None
             raise Refusal(503, str(error.strerror)) from None
 
@@ -2877,8 +2913,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             log = open(self.door.settings.log(d.number), "rb", 0)
         except FileNotFoundError:
-            why = f": {d.reason}" if d.reason else ""
-            self._send(f"boop: deployment {d.number} is {d.status}{why}\n", TEXT)
+            self._send(no_log(d), TEXT)
             return
         with log:
             size = os.fstat(log.fileno()).st_size
@@ -2902,6 +2937,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             with contextlib.suppress(FileNotFoundError):  # it waits for its turn
                 log = log or open(self.door.settings.log(number), "rb", 0)
                 at = self._write_file(log, at, os.fstat(log.fileno()).st_size)
+            if over and d and not log:  # and was cancelled before that
+                self._write(no_log(d).encode())
             if over:
                 return
 
@@ -3036,6 +3073,7 @@ class Boop:
 
     def _end(self) -> None:
         """Takes no more requests, ends the script, lets everyone have the end."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
         sd_notify(self._settings, STOPPING=1, STATUS="stopping")
         say("stopping")
         self._door.close()

@@ -199,7 +199,7 @@ if [[ ${DEPLOY_FORCE:-} == 1 ]]; then   # what looks like an accident is meant
 elif ((2 * lost > published)); then
   die "not without DEPLOY_FORCE=1: the site lost $lost of its $published files"
 elif [[ ! -e $site/index.html ]] && { [[ $hugo ]] || grep -qxF index.html lost; }; then
-  die 'not without DEPLOY_FORCE=1: there is no home page (no theme or template?)'
+  die 'not without DEPLOY_FORCE=1: there is no home page, index.html (a theme?)'
 elif [[ $in_way && ! ${bucket:-} ]]; then
   die "not without DEPLOY_FORCE=1: ${in_way%%$'\n'*} is not boop's, and in the way"
 elif [[ -s theirs ]]; then

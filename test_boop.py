@@ -2948,7 +2948,7 @@ class CatchUp(Case):
         self.assertEqual(b.push(), 1)
         (self.folder / "origin.git").rename(away)
         self.looks(1, b)
-        b.said("can be reached again")
+        b.said("catch-up works again")
         self.assertEqual(b.finished(1)["status"], "success")
 
     def test_a_git_that_hangs_is_ended_and_delays_no_push_and_no_stop(self) -> None:
