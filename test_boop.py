@@ -2519,62 +2519,41 @@ class Promises(Case):
         self.assertEqual((soak.wrong, soak.lost), ([], 0), soak)
         self.assertGreater(min(len(soak.accepted), soak.runs), 5, soak)
 
-    def test_an_orphan_is_ended_before_the_new_run_starts(self) -> None:
-        stubborn = "trap '' TERM; echo $$ > ../orphan; while :; do sleep .1; done"
-        for body in (
-            "echo $$ > ../orphan; sleep 1000 & wait",
-            "sleep 1000 & echo $! > ../orphan; wait",
-            "(setsid sleep 1000 & echo $! > ../orphan) & wait; sleep 9",
-            stubborn.replace("''", "'sleep .3; exit'"),
-            stubborn,
-        ):
-            with self.afresh(body):
-                b = self.daemon().patch(GRACE_S=1)
-                path = b.state / "orphan"
-                b.write_script(
-                    f"""
-                    [ "$BOOP_NUMBER" = 1 ] || {{
-                        grep -qs "^State:.[^Z]" /proc/$(<{path})/status && echo both
-                        exit 0
-                    }}
-                    printf half
-                    {body}
-                    """
-                )
-                b.start().push()
-                until(lambda p=path: p.exists() and p.read_text(), "the orphan")
-                until(lambda b=b: "half" in b.log(1), "its output")
-                pid = self.kill_later(int(path.read_text()))
-                b.stop(signal.SIGKILL)
-                self.assertTrue(alive(pid))
-                b.start()
-                if body == stubborn:  # and boop is killed while it waits for that
-                    b.said(f"ending process {pid}")
-                    b.restart(signal.SIGKILL)
-                self.assertEqual(b.finished(2)["trigger"], "interrupted")
-                self.assertNotIn("both", b.log(2))
-                self.assertFalse(alive(pid))
-                end = "half\nboop: fail: interrupted: boop was killed\n"
-                self.assertTrue(b.log(1).endswith(end), b.log(1))
-
-    def test_no_orphan_of_a_finished_deployment_is_touched(self) -> None:
-        gate = self.gate()
+    def test_what_a_killed_boop_was_running_is_ended_and_nothing_else(self) -> None:
+        tool("flock", "util-linux")
         b = self.boop(
-            f"""
-            [ "$BOOP_NUMBER" = 1 ] || {{ {gate.wait}; exit; }}
-            setsid bash -c 'echo $$ > ../server; exec sleep 1000' > /dev/null 2>&1 &
-            until [ -s ../server ]; do sleep .01; done
+            """
+            if [ "$BOOP_NUMBER" = 1 ]; then
+                setsid bash -c 'echo $$ > ../pids; exec sleep 1000' > /dev/null 2>&1 &
+                until [ -s ../pids ]; do sleep .01; done
+                exit
+            fi
+            exec 9>> ../lock
+            flock -n 9 || echo beside another
+            [ "$BOOP_NUMBER" = 2 ] || exit 0
+            trap '' TERM
+            sleep 1000 &
+            setsid sleep 1000 &
+            echo $$ $(jobs -p) >> ../pids
+            printf half
+            wait
             """
         )
         b.deploy()
-        pid = self.kill_later(int((b.state / "server").read_text()))
         b.push()
-        gate.reached()
-        b.restart(signal.SIGKILL).said("deployment 3: interrupted")
-        gate.close()
-        gate.open()
-        self.assertEqual(b.finished(3)["status"], "success")
-        self.assertTrue(alive(pid))
+        until(lambda: "half" in b.log(2), "its output")
+        pids = map(int, (b.state / "pids").read_text().split())
+        server, *orphans = map(self.kill_later, pids)
+        b.stop(signal.SIGKILL)
+        self.assertEqual([alive(pid) for pid in orphans], [True] * 3)
+        short = self.daemon(BOOP_SCRIPT=str(b.script))  # is killed before it ends them
+        short.patch("boop.Runner.run = lambda self: self.done.wait()").start()
+        short.stop(signal.SIGKILL)
+        self.assertEqual(b.start().finished(3)["trigger"], "interrupted")
+        self.assertNotIn("beside another", b.log(3))
+        self.assertFalse(any(map(alive, orphans)))
+        self.assertTrue(alive(server))
+        self.assertIn("half\nboop: fail: interrupted: boop was killed\n", b.log(2))
 
 
 # --- What a crash leaves --------------------------------------------------------------
