@@ -2556,162 +2556,98 @@ class Promises(Case):
         self.assertIn("half\nboop: fail: interrupted: boop was killed\n", b.log(2))
 
 
-# --- What a crash leaves --------------------------------------------------------------
-
-
 class Damage(Case):
     """State folders that a crash, a full disk or a person may leave."""
 
     def test_a_damaged_line_is_kept_aside_and_costs_no_other(self) -> None:
         good = record_of(4)
-        bad = [b"", json.dumps(good).encode()[:-40], bytes(range(11, 256))]
-        bad += [b"\0" * 4096, b"[4]", b"[" * 200_000]
         wrong = [("status", "odd"), ("number", None), ("queued_at", None)]
         wrong += [("queued_at", "today"), ("queued_at", "0001-01-01")]
         wrong += [(name, {"a": 1}) for name in good]
-        bad += [json.dumps(good | {name: value}).encode() for name, value in wrong]
+        bad = [json.dumps(good | {name: value}).encode() for name, value in wrong]
+        bad += [b"", b"\0" * 4096, bytes(range(11, 256)), b"[4]", b"[" * 200_000]
+        bad += [json.dumps(good).encode()[:-40]]
         half = {"deployments.jsonl.new": json.dumps(good)[:60]}  # of a compaction
-        records = record_of(1), *bad, record_of(3), *bad
-        d = self.with_journal(*records, **half).start()
+        d = self.with_journal(record_of(1), *bad, record_of(3), *bad, **half)
+        journal = d.state / "deployments.jsonl"
+        journal.write_bytes(journal.read_bytes()[:-1])  # the last line is torn
+        d.start().said("deployments.jsonl, line 3: damaged, kept aside")
         self.assertEqual(d.numbers(), [3, 1])
         aside = d.state / "deployments.jsonl.damaged"
         self.assertEqual(aside.read_bytes().split(b"\n"), [*bad, *bad, b""])
         self.assertFalse((d.state / "deployments.jsonl.new").exists())
-        d.said("deployments.jsonl, line 3: damaged, kept aside")
-        self.assertEqual(d.push(), 5)  # a number that was lost is not used again
-        self.assertEqual(d.finished(5)["status"], "success")
+        self.assertEqual(d.deploy()["number"], 5)  # a lost number is not used again
         d.restart()
         self.assertNotIn("damaged", "".join(d.lines))
         self.assertEqual(d.numbers(), [5, 3, 1])
 
-    def test_a_torn_tail_of_the_journal_costs_nothing_that_was_promised(self) -> None:
-        d = self.with_journal(record_of(1))
-        path = d.state / "deployments.jsonl"
-        for torn in (b"\0" * 100, b'{"number": 2, "status": "su'):
-            path.write_bytes(path.read_bytes() + torn)
-            number = d.start().deploy()["number"]
-            d.stop(signal.SIGKILL)
-            self.assertEqual(d.journal()[-1]["number"], number)
-            self.assertNotIn(torn + b"\n", path.read_bytes())
-
-    def test_the_newest_are_kept_in_a_short_journal_and_no_number_is_used_again(
-        self,
-    ) -> None:
-        d = self.daemon("echo this is $BOOP_NUMBER", BOOP_KEEP="3")
-        d.patch(COMPACT_LINES=20).start()
+    def test_the_newest_are_kept_and_what_is_not_boops_is_left_alone(self) -> None:
+        foreign = dict.fromkeys(("notes.txt", "7.json", "99.log"), "mine")
+        d = self.with_journal(**foreign).patch(COMPACT_LINES=20)
+        d.env["BOOP_KEEP"] = "3"
+        d.start()
         for _ in range(12):
             d.deploy()
         self.assertLess(len(d.journal()), 3 + 20 + 3)
-        self.assertEqual(d.numbers(), [12, 11, 10])
-        left = sorted(path.name for path in d.state.iterdir() if path.is_file())
-        self.assertEqual(left, ["10.log", "11.log", "12.log", "deployments.jsonl"])
-        self.assertEqual(d.get("/log/1").status, 404)
         before = d.records()
         self.assertEqual(d.restart().records(), before)
         self.assertEqual([line["number"] for line in d.journal()], [10, 11, 12])
         d.env["BOOP_KEEP"] = "1"
         self.assertEqual(d.restart().records(), before[:1])
-        self.assertIn("\nthis is 12\n", d.log(12))
-        self.assertEqual(d.push(), 13)
-
-    def test_what_was_queued_is_run_and_what_was_running_is_run_again(self) -> None:
-        running = {"status": "inprogress", "finished_at": None, "duration": None}
-        queued = running | {"status": "queued", "started_at": None}
-        one = record_of(1, **running)
-        stopped = record_of(1, status="fail", reason="interrupted: boop was stopped")
-        live = record_of(2, branch="live", **queued)
-        cancelled = record_of(2, status="fail", reason="cancelled by hand")
-        for name, records, expected in (
-            ("queued", [record_of(1, **queued)], {1: "push"}),
-            ("running", [record_of(1, **queued), one], {2: "interrupted"}),
-            ("and queued", [one, record_of(2, **queued)], {2: "push"}),
-            ("stopped before it was queued again", [stopped], {2: "interrupted"}),
-            ("two branches", [one, live], {2: "push", 3: "interrupted"}),
-            ("a cancelled one behind it", [one, cancelled], {3: "interrupted"}),
-        ):
-            with self.afresh(name):
-                d = self.with_journal(*records).start()
-                for number, trigger in expected.items():
-                    record = d.finished(number)
-                    ended = record["status"], record["trigger"]
-                    self.assertEqual(ended, ("success", trigger))
-                before = d.records()
-                self.assertEqual(d.restart().records(), before)
-                ran = (d.state / "ran").read_text().split()
-                self.assertEqual(ran, [str(number) for number in expected])
-
-    def test_what_is_not_boops_is_left_alone_and_its_folder_refused(self) -> None:
-        names = "notes.txt", "x.json", "7.json", "7.log", "20240131.tar.gz"
-        foreign = dict.fromkeys(names, "x")
-        d = self.with_journal(record_of(1), **foreign)
-        d.env["BOOP_KEEP"] = "1"
-        self.assertEqual(d.start().deploy()["number"], 2)
-        self.assertEqual(d.restart().push(), 3)  # and moves no number
+        self.assertEqual(d.deploy()["number"], 13)
         d.stop()
-        self.assertLessEqual(foreign.keys(), tree(d.state).keys())
-        (d.state / "deployments.jsonl").unlink()
-        (d.state / "work/thesis.tex").write_text("mine")
+        left = {path.name for path in d.state.iterdir() if path.is_file()}
+        self.assertEqual(left, {*foreign, "13.log", "deployments.jsonl", "ran"})
+        (d.state / "deployments.jsonl").unlink()  # and so the folder is not boop's
         before = tree(d.state)
         status, said = d.start(listening=False).ended()
         self.assertEqual((status, len(said.splitlines())), (1, 1))
         self.assertIn("not boop's", said)
         self.assertEqual(tree(d.state), before)
 
-    def test_a_journal_written_anew_is_the_one_that_is_added_to(self) -> None:
-        d = self.daemon("exit 0")
-        d.patch(
-            "real = boop.os.fsync",
-            "def fsync(fd):",
-            "    real(fd)",
-            "    if boop.os.path.isdir(f'/proc/self/fd/{fd}'):",
-            "        boop.os.fsync = real",
-            "        raise OSError(5, 'Input/output error')",
-            "boop.os.fsync = fsync",
+    def test_what_was_queued_is_run_and_what_was_running_is_run_again(self) -> None:
+        left = (
+            ("waiting", "queued", None),
+            ("running", "inprogress", None),
+            ("both", "inprogress", None),
+            ("both", "queued", None),
+            ("stopped", "fail", boop.STOPPED),  # before it was queued again
+            ("one behind it cancelled", "inprogress", None),
+            ("one behind it cancelled", "fail", boop.CANCELLED),
         )
-        d.start().said("cannot write deployments.jsonl: Input/output error")
-        d.deploy()
-        d.stop(signal.SIGKILL)
-        self.assertEqual([line["number"] for line in d.journal()][-1:], [1])
+        how = [dict(zip(("branch", "status", "reason"), row)) for row in left]
+        records = [record_of(n, **fields) for n, fields in enumerate(how, 1)]
+        d = self.with_journal(*records).start()
+        until(d.over, "the last run")
+        before = d.records()
+        again = [(d["number"], d["branch"]) for d in before[:-7]]
+        expected = [(8, "running"), (9, "stopped"), (10, "one behind it cancelled")]
+        self.assertEqual(again[::-1], expected)
+        self.assertEqual(d.restart().records(), before)
+        self.assertEqual((d.state / "ran").read_text().split(), "1 4 8 9 10".split())
 
-
-# --- The disk is full -----------------------------------------------------------------
-
-
-class FullDisk(Case):
-    """The state on a small file system of its own."""
-
-    def small(self, script: str, full: bool = False) -> Daemon:
-        """A boop whose state is on a file system of 256 KB; b.small leads there. full:
-        it starts when that holds no more, and a journal of half a line."""
-        probe = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(self.folder)]
-        tool("unshare", "util-linux")
-        done = subprocess.run(probe, capture_output=True, text=True)
-        if done.returncode:
-            self.skipTest(f"this test needs mount namespaces: {done.stderr.strip()}")
-        torn = "printf '{\"numb' > deployments.jsonl; head -c 300k /dev/zero > filler"
-        mount = 'mount -t tmpfs -o size=256k tmpfs "$0" && cd "$0" &&'
-        mount += f' {torn if full else ":"}; exec "$@"'
-        state = self.folder / "state"
+    def test_on_a_full_disk_hooks_are_503_and_what_runs_is_recorded_later(self) -> None:
+        """It is full when boop starts, with a torn journal, and once more."""
+        state, gate = self.folder / "state", self.gate()
         state.mkdir()
-        b = self.boop(script, prefix=["unshare", "-rm", "sh", "-c", mount, str(state)])
-        b.small = pathlib.Path(f"/proc/{b.process.pid}/root{state}")
-        return b
-
-    def test_it_starts_with_a_torn_journal_too(self) -> None:
-        b = self.small("exit 0", full=True)
+        own = [tool("unshare", "util-linux"), "-rm", "sh", "-c"]
+        mount = f"mount -t tmpfs -o size=256k tmpfs {state}"
+        if subprocess.call([*own, mount], stderr=subprocess.DEVNULL):
+            self.skipTest("mount namespaces are missing: run this as root")
+        fill = "printf '{\"numb' > deployments.jsonl; head -c 300k /dev/zero > filler"
+        b = self.boop(
+            f"{gate.wait}; seq 9000; {gate.wait}; exit 0",
+            prefix=[*own, f'{mount} && cd {state} && {fill}; exec "$@"', "sh"],
+        )
+        small = pathlib.Path(f"/proc/{b.process.pid}/root{state}")
+        journal, filler = small / "deployments.jsonl", small / "filler"
         b.said("cannot write deployments.jsonl: No space left")
-        (b.small / "filler").unlink()
-        self.assertEqual(b.deploy()["status"], "success")
-
-    def test_hooks_are_503_and_what_runs_goes_on_and_is_recorded_later(self) -> None:
-        gate = self.gate()
-        b = self.small(f"echo hello; {gate.wait}; seq 9000; {gate.wait}; exit 0")
-        journal, filler = b.small / "deployments.jsonl", b.small / "filler"
-        b.push()
+        filler.unlink()
+        self.expect(b.get("/healthz"), 200, "ok\n")  # by itself
+        self.assertEqual(b.push(), 1)
         gate.reached()
-        with open(filler, "ab", buffering=0) as file, contextlib.suppress(OSError):
-            while file.write(b"x" * 4096):
-                pass
+        with contextlib.suppress(OSError):
+            filler.write_bytes(bytes(300_000))
         gate.open()
         b.said("cannot write the deployment's log: No space left")
         room = -journal.stat().st_size % 4096  # in its last block: for half a line
@@ -2722,16 +2658,13 @@ class FullDisk(Case):
             refused = b.hook(github_push())
             self.expect(refused, 503, '{"error": ', "No space left")
             self.assertTrue(refused.headers["Retry-After"])
-        b.said("503 to .*No space left")
         self.assertEqual(journal.read_bytes(), before)  # nothing is half recorded
         gate.open()
         self.assertEqual(b.finished(1)["status"], "success")
-        self.assertIn("hello", b.log(1))
         self.expect(b.get("/healthz"), 503, "No space left")
         filler.unlink()
-        self.expect(b.get("/healthz"), 200, "ok\n")  # by itself
         self.assertEqual(b.deploy("exit 0")["number"], 2)
-        newest = {d["number"]: d["status"] for d in b.journal(b.small)}
+        newest = {d["number"]: d["status"] for d in b.journal(small)}
         self.assertEqual(newest, {1: "success", 2: "success"})
 
 
