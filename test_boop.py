@@ -2668,26 +2668,16 @@ class Damage(Case):
         self.assertEqual(newest, {1: "success", 2: "success"})
 
 
-# --- Missed pushes --------------------------------------------------------------------
-
-
 class CatchUp(Case):
     """Promise 4, and repositories that do not answer."""
 
     def origin(self, script: str = "exit 0", **env: str) -> Daemon:
-        """A boop, not started, of a site; its git leaves a mark after each look."""
-        self.checkout, self.marks = site(self.folder), self.folder / "marks"
-        self.marks.touch()
-        marking = self.folder / "bin/git"
-        marking.parent.mkdir()
-        marking.write_text(
-            f'#!/bin/sh\n"{tool("git", "git")}" "$@"; s=$?\n'
-            f"case $1 in ls-remote) echo >> {self.marks};; esac; exit $s\n"
-        )
-        marking.chmod(0o755)
-        path = f"{marking.parent}:{os.environ['PATH']}"
-        repo = {"BOOP_REPO": str(self.folder / "origin.git")}
-        return self.daemon(script, PATH=path, **repo | env)
+        """A boop, not started, of a site; its git notes each look in a file, git(1)."""
+        self.checkout, self.bare = site(self.folder), self.folder / "origin.git"
+        self.trace = self.folder / "trace"
+        self.trace.touch()
+        repo = {"BOOP_REPO": str(self.bare), "GIT_TRACE": str(self.trace)}
+        return self.daemon(script, **repo | env)
 
     def moved(self, branch: str = "main", message: str = "Edit") -> str:
         """The branch's new tip."""
@@ -2695,158 +2685,118 @@ class CatchUp(Case):
         git(self.checkout, "push", "-qf", "origin", f"HEAD:refs/heads/{branch}")
         return tip
 
-    def looks(self, number: int, b: Daemon | None = None) -> None:
-        """Waits for so many more looks at the tip; asks b for them by SIGHUP."""
-        for _ in range(number):
-            before = self.marks.stat().st_size
-            if b:
+    def rests(self, b: Daemon, at: int, asked: bool = True) -> None:
+        """One more look at the tip, asked for by SIGHUP, deploys nothing."""
+        for _ in range(2):  # the second look begins after the first
+            begun = self.trace.read_text().count("git ls-remote")
+            if asked:
                 b.process.send_signal(signal.SIGHUP)
-            until(lambda before=before: self.marks.stat().st_size > before, "a look")
+            until(lambda: self.trace.read_text().count("git ls-remote") > begun, "it")
+        self.assertEqual(len(b.records()), at)
 
-    def test_a_missed_push_is_deployed_at_start_but_what_is_live_is_not(self) -> None:
-        b = self.origin().start()
-        b.said("catch-up: main is at .*: queued as 1")
-        self.assertEqual(b.finished(1)["trigger"], "catch-up")
-        self.looks(2, b.restart())
-        self.assertEqual(b.numbers(), [1])
-        b.stop()
-        tip = self.moved()
-        b.start().said("queued as 2")
-        self.assertEqual(b.finished(2)["commit"], tip)
-        b.finished(b.push(tip))
-        self.looks(2, b.restart())
-        self.assertEqual(b.numbers(), [3, 2, 1])
+    def caught(self, b: Daemon, number: int, trigger: str = "catch-up") -> dict:
+        """Waits for a look that deploys the tip: the record, once that has ended."""
+        b.said(f"{trigger}: .* is at .*: queued as {number}")
+        record = b.finished(number)
+        self.assertEqual(record["trigger"], trigger)
+        return record
 
-    def test_a_checkout_on_no_branch_is_said_and_not_taken_for_another(self) -> None:
-        b, clone = self.origin(), self.folder / "clone"
-        git(self.folder, "clone", "-q", "origin.git", str(clone))  # has origin/HEAD
-        git(clone, "checkout", "-q", "--detach")
-        b.env["BOOP_REPO"] = str(clone)
-        b.start().said("clone has checked out no branch: set BOOP_BRANCH")
-        self.assertEqual(b.records(), [])
-
-    def test_a_run_by_hand_that_fails_leaves_its_tip_to_be_tried_again(self) -> None:
-        b = self.origin("exit 1").start()
-        b.said("queued as 1")
-        b.finished(1)
-        b.finished(b.hook({}, None).json["deployment"])
-        b.process.send_signal(signal.SIGHUP)
-        b.said("catch-up: main is at .*: queued as 3")
+    def test_what_is_not_live_is_deployed_at_start_and_no_second_time(self) -> None:
+        b = self.origin(BOOP_BRANCH="")
+        self.moved("trunk")
+        git(self.bare, "symbolic-ref", "HEAD", "refs/heads/trunk")
+        changes = (
+            lambda: None,  # the default branch is deployed
+            lambda: self.moved("trunk"),  # whose push is missed
+            lambda: b.env.update(DEPLOY_TO="/srv/www"),
+            lambda: b.write_script("exit 0  # in another way"),
+            lambda: b.env.update(BOOP_BRANCH="main"),
+        )
+        for number, change in enumerate(changes, 1):
+            change()
+            record = self.caught(b.start(), number)
+            branch = b.env["BOOP_BRANCH"] or "trunk"
+            self.assertEqual(record["commit"], git(self.bare, "rev-parse", branch))
+            self.rests(b, number)
+            b.stop()
+        b.finished(b.start().push(self.moved()))
+        self.rests(b.restart(), 6)
 
     def test_a_failed_tip_is_tried_at_each_start_and_sighup_polled_once(self) -> None:
         b = self.origin("exit 1").start()
-        b.said("catch-up: .*queued as 1")
-        b.finished(1)
+        self.caught(b, 1)
+        b.finished(b.by_hand().json["deployment"])
         b.process.send_signal(signal.SIGHUP)
-        b.said("catch-up: .*queued as 2")
-        b.finished(2)
+        self.caught(b, 3)
         b.env["BOOP_POLL"] = "1"
-        b.restart().said("catch-up: .*queued as 3")
-        b.said("poll: .*queued as 4")
-        b.finished(4)
-        self.looks(2)
-        self.assertEqual(b.numbers(), [4, 3, 2, 1])
+        self.caught(b.restart(), 4)
+        self.caught(b, 5, "poll")
+        self.rests(b, 5, asked=False)
         tip = self.moved()
-        b.said(f"poll: main is at {tip[:8]}: queued as 5")
-        self.assertEqual(b.finished(5)["trigger"], "poll")
+        self.assertEqual(self.caught(b, 6, "poll")["commit"], tip)
         b.write_script("exit 0  # it is mended")
-        b.said("deployment .: success")
-
-    def test_a_new_target_script_or_branch_is_deployed_at_the_next_start(self) -> None:
-        b = self.origin(BOOP_BRANCH="")
-        tip = self.moved("trunk")
-        git(self.folder / "origin.git", "symbolic-ref", "HEAD", "refs/heads/trunk")
-        b.start().said(f"catch-up: trunk is at {tip[:8]}: queued as 1")
-        self.assertEqual(b.finished(1)["branch"], "trunk")
-        b.env["DEPLOY_TO"] = "/srv/www"
-        b.restart().said("catch-up: .*queued as 2")
-        b.finished(2)
-        b.write_script("exit 0  # in another way")
-        b.restart().said("catch-up: .*queued as 3")
-        b.finished(3)
-        b.env["BOOP_BRANCH"] = "main"
-        b.restart().said("catch-up: main is at .*: queued as 4")
-        b.finished(4)
-        self.looks(2, b)
-        self.assertEqual(b.numbers(), [4, 3, 2, 1])
+        b.said("deployment 7: success")
 
     def test_what_somebody_decided_against_waits_until_the_branch_moves(self) -> None:
-        gate, shut = self.gate(), self.folder / "shut"
-        script = f"[ ! -e {shut} ] || {{ {gate.wait}; }};"
-        script += 'echo "$BOOP_COMMIT$BOOP_EXACT" > ../live'
+        gate, shut, none = self.gate(), self.folder / "shut", "f" * 40
+        script = f"[ ! -e {shut} ] || {{ {gate.wait}; }}; [ $BOOP_COMMIT != {none} ]"
         b = self.origin(script).start()
-        b.said("deployment 1: success")
-        old, live = git(self.checkout, "rev-parse", "HEAD"), b.state / "live"
-        with self.subTest("rolled back from"):
-            b.finished(b.push(self.moved()))
-            b.finished(b.by_hand(commit=old).json["deployment"])
-            self.looks(2, b.restart())
-            self.assertEqual((len(b.records()), live.read_text()), (3, f"{old}1\n"))
+        self.caught(b, 1)
+        old = git(self.checkout, "rev-parse", "HEAD")
         with self.subTest("rolled back from, and then a rollback that failed"):
-            b.write_script("exit 1")
-            b.finished(b.by_hand(commit="f" * 40).json["deployment"])
-            b.write_script(script)
-            self.looks(2, b.restart())
-            self.assertEqual((len(b.records()), live.read_text()), (4, f"{old}1\n"))
-        with self.subTest("rolled back from, while it was out of reach"):
             b.finished(b.push(self.moved()))
-            origin = self.folder / "origin.git"
-            away = origin.rename(self.folder / "away.git")
             b.finished(b.by_hand(commit=old).json["deployment"])
-            away.rename(origin)
-            self.looks(2, b)
-            self.assertEqual((len(b.records()), live.read_text()), (6, f"{old}1\n"))
-        with self.subTest("moved"):
+            b.finished(b.by_hand(commit=none).json["deployment"])
+            self.rests(b.restart(), 4)
+        with self.subTest("rolled back from, while it was out of reach, until moved"):
+            b.finished(b.push(self.moved()))
+            away = self.bare.rename(self.folder / "away.git")
+            b.finished(b.by_hand(commit=old).json["deployment"])
+            away.rename(self.bare)
+            self.rests(b.restart(), 6)
             tip = self.moved()
+            b.finished(b.by_hand(commit=none).json["deployment"])
             b.process.send_signal(signal.SIGHUP)
-            b.said("deployment 7: success")
-            self.assertEqual(live.read_text(), f"{tip}\n")
+            self.assertEqual(self.caught(b, 8)["commit"], tip)
         shut.touch()
         with self.subTest("skipped, while another runs"):
             b.push(self.moved())
             gate.reached()
             tip = self.moved(message="Edit [skip ci]")
-            answer = b.hook(github_push(commit=tip, message="Edit [skip ci]"))
-            self.expect(answer, 200, "[skip ci]")
+            self.expect(b.hook(github_push(commit=tip, message="Edit [skip ci]")), 200)
             gate.open()
-            b.finished(8)
-            self.looks(2, b.restart())
-            self.assertEqual(len(b.records()), 8)
+            b.finished(9)
+            self.rests(b.restart(), 9)
         with self.subTest("cancelled"):
             b.push(self.moved())
             gate.reached()
-            self.assertEqual(b.by_hand(cancel=9).status, 200)
-            b.finished(9)
-            gate.close()
+            self.expect(b.by_hand(cancel=10), 200)
+            b.finished(10)
+            self.rests(b.restart(), 10)
+        with self.subTest("moved, while a rollback was cut off"):
+            b.by_hand(commit=old)
+            gate.reached()
+            tip = self.moved()
+            b.stop(signal.SIGKILL)
             shut.unlink()
-            self.looks(2, b.restart(signal.SIGKILL))
-            self.assertEqual(b.by_hand(force=True).json["deployment"], 10)
-
-    def test_a_tip_that_came_while_a_rollback_was_cut_off_is_deployed(self) -> None:
-        b = self.origin()
-        old, new = git(self.checkout, "rev-parse", "HEAD"), self.moved()
-        repo = b.env["BOOP_REPO"]
-        running = {"status": "inprogress", "finished_at": None, "exact": True}
-        cut = record_of(1, repo=repo, commit=old, tip="f" * 40, **running)
-        b.state.mkdir()
-        (b.state / "deployments.jsonl").write_text(f"{json.dumps(cut)}\n")
-        b.start().said("catch-up: main is at .*: queued as 3")
-        self.assertEqual(b.finished(2)["commit"], old)
-        self.assertEqual(b.finished(3)["commit"], new)
+            self.assertEqual(self.caught(b.start(), 13)["commit"], tip)
+            self.assertEqual(b.record(12)["commit"], old)
 
     def test_a_repository_out_of_reach_is_one_warning_not_a_flood(self) -> None:
-        away = self.folder / "away.git"
-        b = self.origin(BOOP_REPO=str(away)).start()
-        b.said("cannot look at .*away.git")
-        self.looks(3, b)
+        away = self.folder / "away"
+        b = self.origin(BOOP_REPO=str(away)).patch(RETRY_S=0.1, MAX_RETRY_S=0.1).start()
+        b.said("cannot look at .*away")
+        self.rests(b, 0, asked=False)
         self.assertEqual(sum("cannot look" in line for line in b.lines), 1)
         # Bitbucket does not say the default branch: that push may be sent again
-        answer = b.hook(bitbucket_push("main"), None, X_Event_Key="repo:push")
-        self.expect(answer, 503)
+        self.expect(b.hook(bitbucket_push("main"), None, X_Event_Key="repo:push"), 503)
         self.assertEqual(b.push(), 1)
-        (self.folder / "origin.git").rename(away)
-        self.looks(1, b)
-        b.said("catch-up works again")
+        git(self.folder, "clone", "-q", "origin.git", "clone")
+        git(self.folder / "clone", "checkout", "-q", "--detach")  # but has origin/HEAD
+        (self.folder / "clone").rename(away)
+        b.said("away has checked out no branch: set BOOP_BRANCH")
+        git(away, "checkout", "-q", "main")
+        b.said("can be reached again")
         self.assertEqual(b.finished(1)["status"], "success")
 
     def test_a_git_that_hangs_is_ended_and_delays_no_push_and_no_stop(self) -> None:
@@ -2854,7 +2804,7 @@ class CatchUp(Case):
         self.addCleanup(server.close)
         server.settimeout(LIMIT_S)
         repo = f"http://127.0.0.1:{server.getsockname()[1]}/x"
-        d = self.daemon("echo run >> ../ran", BOOP_REPO=repo, BOOP_BRANCH="main")
+        d = self.daemon(BOOP_REPO=repo, BOOP_BRANCH="main")
         b = d.patch(GIT_TIMEOUT_S=2).start()
         with server.accept()[0] as look:  # git is there, and waits
             look.settimeout(LIMIT_S)
@@ -2862,14 +2812,9 @@ class CatchUp(Case):
             self.assertNotIn("timed out", "".join(b.lines))
             b.said("timed out after 2 s")
             self.assertIn(b"GET /x/", read_all(look))  # until git-remote-http ends
-        self.assertEqual(b.by_hand().status, 202)  # which has asked for the tip
-        server.accept()[0].close()
-        self.assertIsNone(b.finished(2)["commit"])
         b.process.send_signal(signal.SIGHUP)
-        with server.accept()[0] as look:
-            look.settimeout(LIMIT_S)
+        with server.accept()[0]:
             self.assertEqual(b.stop()[0], 0)
-            read_all(look)
 
 
 # --- Endless and enormous -------------------------------------------------------------
