@@ -2866,9 +2866,6 @@ class Enormous(Case):
         self.assertLess(b.footprint().peak_kb - before, 8_000)
 
 
-# --- Bad clients ----------------------------------------------------------------------
-
-
 class BadClients(Case):
     """Who is slow, gone, many, or makes no sense."""
 
@@ -2876,26 +2873,18 @@ class BadClients(Case):
         b = self.daemon().patch(HEAD_DEADLINE_S=2, BODY_DEADLINE_S=2, LINGER_S=0.5)
         b.start().deploy()
         before = b.footprint()
-        unsigned = push_request(Content_Length="9999", X_Hub_Signature_256="sha256=0")
-        body = unsigned.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
-        beginnings = b"", b"GET / HTTP/1.1\r\nX: ", body
+        forged = push_request(Content_Length="9999", X_Hub_Signature_256="sha256=0")
+        beginnings = b"", b"GET / HTTP/1.1\r\nX: ", forged[: forged.index(b"{")]
         slow = [b.connect(sent) for sent in beginnings for _ in range(100)]
-        ended = threading.Event()
 
-        def drip() -> None:
-            while not ended.wait(0.2):
-                for s in slow:
-                    with contextlib.suppress(OSError):
-                        s.send(b"x")
+        def connected() -> int:
+            for s in slow:
+                with contextlib.suppress(OSError):
+                    s.send(b"x")
+            return b.footprint().sockets
 
-        dripping = threading.Thread(target=drip)
-        dripping.start()
-        try:
-            until(lambda: b.footprint().sockets > 290, "the slow")
-            until(lambda: b.push() and b.footprint().sockets < 10, "their end")
-        finally:
-            ended.set()
-            dripping.join()
+        until(lambda: connected() > 290, "the slow")
+        until(lambda: b.push() and connected() < 10, "their end")
         self.settled(b, before)
 
     def test_more_connections_than_boop_serves_wait_for_a_place(self) -> None:
@@ -2910,10 +2899,8 @@ class BadClients(Case):
         for s in held:
             self.assertIn(b" 200 ", s.recv(20))
         self.assertEqual(b.get("/log/1?follow").status, 503)
-        self.assertEqual(b.push(), 2)
-        most = boop.MAX_CONNECTIONS
-        held += [b.connect() for _ in range(most - boop.MAX_FOLLOWERS)]
-        until(lambda: b.footprint().sockets >= most, "the connections")
+        held += [b.connect() for _ in range(boop.MAX_CONNECTIONS - len(held))]
+        until(lambda: b.footprint().sockets >= boop.MAX_CONNECTIONS, "the connections")
         waiting = [b.connect(push_request()) for _ in range(100)]
         held.pop().close()
         for s in waiting:
@@ -2927,18 +2914,18 @@ class BadClients(Case):
     def test_without_a_free_descriptor_boop_and_its_deployments_go_on(self) -> None:
         b = self.boop()
         b.deploy()
-        pid = b.process.pid
-        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        pid, limit = b.process.pid, resource.RLIMIT_NOFILE
+        plenty = resource.prlimit(pid, limit)
         for room in range(8):
             until(lambda: b.footprint().sockets <= 0, "the end of all connections")
-            most = max(int(fd) for fd in os.listdir(f"/proc/{pid}/fd")) + 1 + room
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, hard))
+            most = max(map(int, os.listdir(f"/proc/{pid}/fd"))) + 1 + room
+            resource.prlimit(pid, limit, (most, plenty[1]))
             s = b.connect(push_request())
             if room == 0:  # not even for the connection, which waits
                 b.said("cannot accept: Too many open files")
-                resource.prlimit(pid, resource.RLIMIT_NOFILE, (1024, hard))
+                resource.prlimit(pid, limit, plenty)
             self.assertIn(statuses(read_all(s)), ([202], [503]))
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (1024, hard))
+            resource.prlimit(pid, limit, plenty)
             until(b.over, "its run")
         for d in b.records():
             self.assertIn("Too many open files", d["reason"] or "Too many open files")
@@ -2948,19 +2935,14 @@ class BadClients(Case):
         b = self.boop()
         b.deploy()
         good, before = push_request(), b.footprint()
-        head = good.partition(b"\r\n\r\n")[0]
-        many = b"".join(b"X-%d: y\r\n" % i for i in range(5000))
         get = b"GET / HTTP/1.1\r\nHost: x\r\n"
-        smuggled = b"GET /healthz HTTP/1.1\r\n\r\n"
         for name, data, expected in (
             ("nothing", b"", []),
             ("a TLS hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9, []),
             ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [400]),
-            ("HTTP/0.9", get.replace(b"1.1", b"0.9") + b"\r\n", [400]),
             ("no path", b"GET\r\n\r\n", [400]),
             ("a long line", b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n", [431]),
-            ("a long header", get + b"X: " + b"x" * 100_000, [431]),
-            ("many headers", get + many + b"\r\n", [431]),
+            ("many headers", get + b"X: y\r\n" * 20_000 + b"\r\n", [431]),
             ("only LF", good.replace(b"\r\n", b"\n"), [202]),
             ("a NUL in the path", get.replace(b"/ ", b"/\0 ") + b"\r\n", [400]),
             ("a NUL in a header", get + b"X: \0y\r\n\r\n", [400]),
@@ -2969,14 +2951,12 @@ class BadClients(Case):
             ("two hosts", get + b"Host: y\r\n\r\n", [400]),
             ("no host", b"GET / HTTP/1.1\r\n\r\n", [400]),
             ("no host, as 1.0 may", b"GET / HTTP/1.0\r\n\r\n", [200]),
-            ("a line that is no header", get + b"X y\r\n\r\n", [400]),
             ("empty lines first", b"\r\n\n\r\n" + get + b"\r\n", [200]),
-            ("half a head", head[: len(head) // 2], []),
+            ("half a head", good[:90], []),
             ("half a body", good[:-9], [400]),
-            ("two pushes", good + good, [202]),
             ("a bad address", get.replace(b"/ ", b"http://[x/ ") + b"\r\n", [200]),
             ("absolute", get.replace(b"/ ", b"http://h/ ") + b"\r\n", [200]),
-            ("one in another", get + b"Content-Length: 25\r\n\r\n" + smuggled, [200]),
+            ("nested", get + b"Content-Length: 27\r\n\r\n" + get + b"\r\n", [200]),
         ):
             with self.subTest(name):
                 self.assertEqual(statuses(b.raw(data)), expected)
@@ -2992,38 +2972,30 @@ class BadClients(Case):
     def test_a_refusal_arrives_though_the_body_is_not_read(self) -> None:
         b, big = self.boop(), b"x" * 9_000_000
         for path, status in (("/", 405), ("/nowhere", 404), ("/deploy", 401)):
-            with self.subTest(path):
-                self.expect(b.request("POST", path, big), status)
+            self.expect(b.request("POST", path, big), status)
         answer = b.hook(big, Content_Type=FORM, X_Gitea_Event="push")  # over 1 MiB
         self.expect(answer, 413, "application/json")
 
-    def test_forged_bodies_cost_the_memory_of_two_and_it_is_given_back(self) -> None:
+    def test_bodies_cost_the_memory_of_two_at_most_and_it_is_given_back(self) -> None:
         b = self.boop()
         b.deploy()
-        before = b.footprint()
-        size, forged = 20 << 20, "sha256=0"
-        head = push_request(Content_Length=str(size), X_Hub_Signature_256=forged)
-        request = head.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" + b"x" * size
+        before, size = b.footprint(), 20 << 20
+        push = push_request(Content_Length=str(size), X_Hub_Signature_256="sha256=0")
+        request = push[: push.index(b"{")] + b"x" * size
         with concurrent.futures.ThreadPoolExecutor(20) as forgers:
             for answer in forgers.map(b.raw, [request] * 20):
                 self.assertEqual(statuses(answer), [401])
                 b.push()
         self.assertLess(b.footprint().peak_kb - before.rss_kb, 60_000)
-        push = github_push(x="")
-        push["x"] = "x" * ((25 << 20) - len(json.dumps(push)))  # the most there may be
-        self.assertEqual(b.hook(push).status, 202)
+        pid, limit = b.process.pid, resource.RLIMIT_AS
+        plenty = resource.prlimit(pid, limit)
+        now = int(re.search(r"VmSize:\s+(\d+)", status_of(pid))[1]) << 10
+        resource.prlimit(pid, limit, (now + (12 << 20), plenty[1]))
+        large = github_push(x="x" * size)
+        self.expect(b.hook(large), 503, "no memory")
+        resource.prlimit(pid, limit, plenty)
+        self.expect(b.hook(large), 202)
         self.settled(b, before)
-
-    def test_a_body_for_which_there_is_no_memory_is_503(self) -> None:
-        b = self.boop()
-        push = github_push(x="x" * (20 << 20))
-        room = int(re.search(r"VmSize:\s+(\d+)", status_of(b.process.pid))[1]) << 10
-        _, hard = resource.prlimit(b.process.pid, resource.RLIMIT_AS)
-        most = room + (12 << 20)
-        resource.prlimit(b.process.pid, resource.RLIMIT_AS, (most, hard))
-        self.expect(b.hook(push), 503, "no memory")
-        resource.prlimit(b.process.pid, resource.RLIMIT_AS, (hard, hard))
-        self.assertEqual(b.hook(push).status, 202)
 
 
 # --- Fuzz -----------------------------------------------------------------------------
