@@ -2998,9 +2998,6 @@ class BadClients(Case):
         self.settled(b, before)
 
 
-# --- Fuzz -----------------------------------------------------------------------------
-
-
 class Fuzz(Case):
     """Random requests and payloads; the seed is printed, and may be set: SEED=…"""
 
@@ -3010,44 +3007,37 @@ class Fuzz(Case):
         self.random = random.Random(self.seed)
         print(f"seed {self.seed}", file=sys.stderr)
 
-    LEAVES = [None, True, False, 0, -1, 1e308, 10**400, "", "x", "main", "x" * 9999]
-    LEAVES += ["0" * 40, "1" * 40, "1" * 64, "G" * 40, "a\nb", "../..", "$(id)"]
-    LEAVES += ["refs/heads/" + name for name in "main -x a..b a\0b @{u} x.lock".split()]
-    LEAVES += ["refs/tags/v1", "https://h/x", "https://h/\nx", "ext::sh", "file:///x"]
-    LEAVES += ["-x", "\ud800", "\u202e", "[no ci]"]
-    PING = {"zen": "Keep it logically awesome."}
+    VALUES = [None, True, -1, 1e308, 10**400, "", "x" * 9999, "a\nb", "../..", [], {}]
+    VALUES += ["0" * 40, "1" * 64, "G" * 40, "\ud800", "\u202e", "[no ci]", "-x"]
+    VALUES += ["refs/heads/" + name for name in "main -x a..b a\0b @{u} x.lock".split()]
+    VALUES += ["refs/tags/v1", "https://h/x", "https://h/\nx", "ext::sh", "file:///x"]
+    VALUES = [json.dumps(value).encode() for value in VALUES]
     DELIVERIES = (
         ({"X_GitHub_Event": "push"}, github_push()),
         ({"X_Forgejo_Event": "push", "X_Gitea_Event": "push"}, GITEA_PUSH),
         ({"X_Gitlab_Event": "Push Hook"}, GITLAB_PUSH),
         ({"X_Event_Key": "repo:push"}, bitbucket_push("main")),
+        ({"X_GitHub_Event": "ping"}, {"zen": "Keep it logically awesome."}),
         ({}, {"commit": "1" * 40}),
-        ({"X_GitHub_Event": "ping"}, PING),
-        ({"X_Event_Key": "diagnostics:ping"}, PING),
-        ({"X_GitHub_Event": "\x1b[31m\u00ff"}, None),
     )
 
-    def mutated(self, value: object) -> object:
-        """A copy with some of its values replaced, removed, doubled."""
-        if self.random.random() < 0.06:
-            return self.random.choice([*self.LEAVES, [], {}, [[]], GITLAB_PUSH])
-        if isinstance(value, dict):
-            kept = {k: v for k, v in value.items() if self.random.random() > 0.03}
-            return {key: self.mutated(v) for key, v in kept.items()}
-        if isinstance(value, list):
-            items = [self.mutated(v) for v in value]
-            return items * self.random.choice((1, 1, 1, 0, 3))
-        return value
+    def mutated(self, text: bytes, parts: bytes, others: list[bytes]) -> bytes:
+        """Replaces some parts of a text."""
+        rate = self.random.choice((0, 0.01, 0.03, 0.1))
+
+        def other(part: re.Match[bytes]) -> bytes:
+            same = self.random.random() > rate
+            return part[0] if same else self.random.choice(others)
+
+        return re.sub(parts, other, text)
 
     def test_no_signed_payload_does_more_than_make_a_push_or_a_refusal(self) -> None:
         b, ends = self.boop(BOOP_KEEP="10000"), collections.Counter()
         for i in range(1200):
             headers, payload = self.random.choice(self.DELIVERIES)
-            if self.random.random() < 0.2:  # another forge's
-                headers, _ = self.random.choice(self.DELIVERIES)
-            ascii_only = self.random.random() < 0.8
-            text = json.dumps(self.mutated(payload), ensure_ascii=ascii_only)
-            body, kind = text.encode("utf-8", "surrogatepass"), "application/json"
+            parts = rb'"[^"]*"|\d+|null|true|false|[\[{][^\[\]{}]*[\]}]'
+            body = self.mutated(json.dumps(payload).encode(), parts, self.VALUES)
+            kind = "application/json"
             if self.random.random() < 0.1:
                 body, kind = b"payload=" + urllib.parse.quote(body).encode(), FORM
             with self.subTest(seed=self.seed, i=i, body=body[:300]):
@@ -3063,52 +3053,25 @@ class Fuzz(Case):
                 self.assertLess(len(d["message"] or "") + len(d["author"] or ""), 5000)
                 self.assertNotIn("\0", f"{d['message']}{d['author']}")
                 self.assertEqual(d["status"], "success")
-        print(f"answers: {ends}", file=sys.stderr)
-        self.assertGreater(min(ends[200], ends[202], ends[400]), 50)
+        self.assertGreater(min(ends[200], ends[202], ends[400]), 50, ends)
 
-    WORDS = [b"\r\n", b"\n", b"\0", b" ", b":", b"9" * 30, b"-1", b"\xff", b"chunked"]
-    WORDS += [b"%00", b"HTTP/1.9", b"HTTP/1.1", b"x" * 70_000, b"\r\n\r\n"]
-
-    def mutant(self, data: bytes) -> bytes:
-        """Bytes of a request with some replaced, removed, repeated, shuffled."""
-        for _ in range(self.random.choice((0, 1, 1, 2, 5, 20))):
-            at = self.random.randrange(len(data) + 1)
-            to = at + self.random.choice((1, 2, 40, 400))
-            lines = data.split(b"\r\n")
-            self.random.shuffle(lines)
-            data = self.random.choice(
-                (
-                    data[:at] + bytes([self.random.randrange(256)]) + data[at + 1 :],
-                    data[:at] + data[to:],
-                    data[:to] + data[at:],
-                    data[:at] + self.random.choice(self.WORDS) + data[at:],
-                    data[:at],
-                    b"\r\n".join(lines),
-                    data + data[:at],
-                )
-            )
-        return data
+    WORDS = b"chunked|-1|%00|HTTP/1.9|HTTP/1.1|\r\n|\r\n\r\n|\n|\0| |:|\xff|".split(
+        b"|"
+    )
+    WORDS += [b"9" * 30, b"x" * 70_000, b"Host: x\r\n", b"Content-Length: 9\r\n"]
 
     def test_no_request_makes_boop_answer_nonsense_or_stop_answering(self) -> None:
-        b, ends = self.boop(), collections.Counter()
+        b = self.boop()
         b.deploy()
         before = b.footprint()
-        bases = [push_request(), push_request({})] * 9
-        bases += [
-            f"{method} {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n"
-            f'If-None-Match: "x"\r\nAuthorization: Basic eDp5\r\n\r\n'.encode()
-            for method in ("GET", "HEAD", "POST", "BREW")
-            for path in ("/", "/log/1", "/log/latest?follow", "/healthz", "/x?y=z#w")
-            for accept in ("*/*", "text/html", "application/json;q=0.5, text/*;q=.1")
-        ]
+        get = "GET {} HTTP/1.1\r\nHost: x\r\nAccept: text/html;q=.1, */*\r\n\r\n"
+        paths = "/", "/log/1", "/log/latest?follow", "/healthz", "/x?y=z#w"
+        bases = [push_request()] * 3 + [get.format(path).encode() for path in paths]
         for i in range(3000):
-            data = self.mutant(self.random.choice(bases))
+            data = self.mutated(self.random.choice(bases), rb"\r\n|\w+|.", self.WORDS)
             with self.subTest(seed=self.seed, i=i, data=data[:300]):
-                answer = b.raw(data)
-                self.assertTrue(not answer or answer.startswith(b"HTTP/1.1 "), answer)
-                ends.update(found := statuses(answer))
-                self.assertTrue(all(s < 500 or s in (503, 505) for s in found), answer)
-        print(f"answers: {ends}", file=sys.stderr)
+                nothing_or = rb"\A(\Z|HTTP/1\.1 ([1-4]\d\d|503) )"
+                self.assertRegex(b.raw(data), nothing_or)
         self.settled(b, before)
 
 
