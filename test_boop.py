@@ -3176,112 +3176,91 @@ class Masking(Case):
 # --- Telling others -------------------------------------------------------------------
 
 
-class Api(http.server.BaseHTTPRequestHandler):
-    """A forge's API: takes commit statuses, and answers them as its mood is."""
+class Api(Quiet):
+    """A forge's API, which takes commit statuses and answers as it is told to."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.taken.put((self.path, body, self.headers["Authorization"]))
-        if self.server.mood == "hangs":
-            self.server.over.wait(LIMIT_S)
-        self.send_response(302 if self.server.mood == "redirects" else self.server.mood)
-        self.send_header("Location", self.server.other)
-        self.send_header("Content-Length", "0")
+        status = self.server.answers.pop(0)
+        if not status:
+            self.rfile.read()  # until the client has gone
+        self.send_response(status)
+        self.send_header("Location", self.server.elsewhere)
         self.end_headers()
-
-    def do_GET(self) -> None:
-        self.server.taken.put((self.path, None, self.headers["Authorization"]))
-        self.send_error(404)
-
-    def log_message(self, *args: object) -> None:
-        pass
 
 
 class Reporting(Case):
     """Commit statuses and BOOP_NOTIFY: can fail, cannot hurt."""
 
-    def api(self, mood: int | str = 201) -> http.server.ThreadingHTTPServer:
+    def reporting(self, *answers: int, elsewhere: str = "") -> tuple:
+        """A boop and what it reports, to an API that answers so; 0: never."""
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
-        server.mood, server.other, server.taken = mood, "", queue.SimpleQueue()
-        server.over, server.handle_error = threading.Event(), lambda *_: None
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        for end in (thread.join, server.server_close, server.shutdown, server.over.set):
-            self.addCleanup(end)
-        return server
-
-    def reporting(self, port: int, script: str = "exit 0") -> Daemon:
-        """A boop that reports to a port; it waits half a second for that at its end."""
+        server.answers, server.elsewhere = list(answers), elsewhere
+        server.taken = queue.SimpleQueue()
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        self.addCleanup(server.server_close)
+        self.addCleanup(server.shutdown)
         d = self.daemon(
-            script,
             BOOP_GITHUB_TOKEN="ghp_0123456789",
-            BOOP_GITHUB_API=f"http://127.0.0.1:{port}",
-            BOOP_URL="https://boop.example/",
+            BOOP_GITHUB_API=f"http://127.0.0.1:{server.server_port}",
+            BOOP_URL="https://b.example/",
         )
-        return d.patch(CLOSE_S=0.5).start()
+        return d.patch(CLOSE_S=0.5).start(), server.taken
 
     def test_commit_statuses_come_in_order_and_link_to_the_log(self) -> None:
-        server, name = self.api(), "Codertocat/Hello-World"
-        b = self.reporting(server.server_port, '[ "$BOOP_NUMBER" != 2 ]')
-        for number, end in ((1, "success"), (2, "failure"), (3, "success")):
-            commit, link = f"{number}" * 40, f"https://boop.example/log/{number}"
-            b.push(commit)
-            for state in ("pending", end):
-                path, body, token = server.taken.get(timeout=LIMIT_S)
+        b, taken = self.reporting(500, 201, 201, 201, 201)  # the first is sent again
+        name = "Codertocat/Hello-World"
+        for number, states in (1, "pending pending success"), (2, "pending failure"):
+            b.write_script(f"exit {number - 1}")
+            b.push(commit := f"{number}" * 40)
+            for state in states.split():
+                path, body, token = taken.get(timeout=LIMIT_S)
                 self.assertEqual(path, f"/repos/{name}/statuses/{commit}")
                 self.assertEqual((body["state"], body["context"]), (state, "boop"))
-                self.assertEqual(body["target_url"], link)
+                self.assertEqual(body["target_url"], f"https://b.example/log/{number}")
                 self.assertEqual(token, "token ghp_0123456789")
 
-    def test_an_api_that_is_slow_dead_or_ill_delays_no_deployment(self) -> None:
-        silent = socket.create_server(("127.0.0.1", 0))
-        self.addCleanup(silent.close)
-        hanging, other, redirecting = map(self.api, ("hangs", 201, "redirects"))
-        redirecting.other = f"http://localhost:{other.server_port}/elsewhere"
-        for name, port, words in (
-            ("hangs", hanging.server_port, ""),
-            ("does not accept", silent.getsockname()[1], ""),
-            ("dead", 1, ""),
-            ("500", self.api(500).server_port, ""),
-            ("403", self.api(403).server_port, "commit status not sent"),
-            ("redirects", redirecting.server_port, "commit status not sent"),
-        ):
-            with self.subTest(name):
-                b = self.reporting(port)
-                for _ in range(5):
-                    self.assertEqual(b.deploy()["status"], "success")
-                # while the first of their statuses is not sent yet
-                self.assertLessEqual(hanging.taken.qsize(), 1)
-                b.said(words)
-                self.assertEqual(b.stop()[0], 0)
-                self.assertNotIn("ghp_0123456789", "".join(b.lines))
-        while not other.taken.empty():
-            self.assertIsNone(other.taken.get()[2])  # the token is not taken there
+    def test_an_api_that_is_ill_slow_or_dead_delays_no_deployment(self) -> None:
+        elsewhere = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(elsewhere.close)
+        there = f"http://localhost:{elsewhere.getsockname()[1]}/"
+        b, taken = self.reporting(403, 302, 0, elsewhere=there)
+        for _ in range(5):
+            self.assertEqual(b.deploy()["status"], "success")
+        for status in (403, 302):
+            b.said(f"commit status not sent, .*: {status}")
+        until(lambda: taken.qsize() == 3, "the one, of ten, that is never answered")
+        self.assertEqual(b.stop()[0], 0)
+        self.assertNotIn("ghp_0123456789", "".join(b.lines))
+        b.env["BOOP_GITHUB_API"] = "http://127.0.0.1:1"  # nobody is there
+        self.assertEqual(b.start().deploy()["status"], "success")
+        elsewhere.setblocking(False)
+        self.assertRaises(BlockingIOError, elsewhere.accept)  # it took no token there
 
-    def test_a_notification_that_hangs_or_fails_is_no_obstacle(self) -> None:
+    def test_a_notification_tells_how_it_went_and_is_no_obstacle(self) -> None:
         notify, child = self.folder / "notify", self.folder / "child"
         notify.write_text(
             f"""#!/bin/bash
             case $BOOP_NUMBER in
-            1) sleep 1000 ;;
-            2) trap '' TERM; sleep 1000 ;;
-            3) echo what; exit 3 ;;
-            4) sleep 1000 & echo $! > {child}; exit 4 ;;
+            1) trap '' TERM; sleep 1000 ;;
+            2) sleep 1000 & echo $! > {child}; exit 4 ;;
+            3) echo "$BOOP_STATUS, $BOOP_REASON, $BOOP_DURATION, $BOOP_LOG_URL"
+               cat "$BOOP_LOG"; exit 5 ;;
             esac
             """
         )
         notify.chmod(0o755)
-        d = self.daemon(BOOP_NOTIFY=str(notify))
+        d = self.daemon("exit 2", BOOP_NOTIFY=str(notify), BOOP_URL="https://b.example")
         b = d.patch(NOTIFY_TIMEOUT_S=1).start()
-        for _ in range(4):
-            self.assertEqual(b.deploy()["status"], "success")
-        self.assertLess("".join(b.lines).count("timed out"), 2)  # one still hangs
-        b.said("exit status 3: what")
+        for _ in range(3):
+            b.deploy()
+        self.assertNotIn("timed out", "".join(b.lines))  # the first still hangs
+        b.said("timed out after 1 s")
         b.said("exit status 4")
         self.kill_later(int(child.read_text()))
-        said = [line for line in b.lines if "timed out after 1 s" in line]
-        self.assertEqual(len(said), 2)
+        told = r"fail, exit status 2, 0\.\d+, https://b.example/log/3 boop: deployment"
+        b.said(f"exit status 5: {told}")
 
 
 # --- Measuring ------------------------------------------------------------------------
