@@ -35,6 +35,7 @@ import shutil
 import signal
 import socket
 import ssl
+import statistics
 import struct
 import subprocess
 import sys
@@ -3263,71 +3264,33 @@ class Reporting(Case):
         b.said(f"exit status 5: {told}")
 
 
-# --- Measuring ------------------------------------------------------------------------
-
-
-def soak_for(seconds: float) -> int:
-    """Prints what it did; the exit status is 1 if a push was lost."""
-    with tempfile.TemporaryDirectory(prefix="boop-soak-") as folder:
-        soak = Soak(pathlib.Path(folder)).run(seconds)
-    print(soak, *soak.wrong[:20], sep="\n  ")
-    return int(bool(soak.lost or soak.wrong))
-
-
-def shown(title: str, **rows: list[float]) -> None:
-    """Prints the median of each, and what 99 of 100 stay within."""
-    print(f"\n{title:<50} {'median':>8} {'p99':>8}")
-    for name, values in rows.items():
-        low, high = (sorted(values)[len(values) * q // 100] for q in (50, 99))
-        print(f"  {name.replace('_', ' '):<48} {low:8.2f} {high:8.2f}", flush=True)
-
-
-def timed(act: typing.Callable[[], object]) -> float:
-    """The milliseconds that it takes."""
-    began = time.perf_counter()
-    act()
-    return (time.perf_counter() - began) * 1e3
+# --- Measuring, and running all of it -------------------------------------------------
 
 
 def bench_pushes() -> None:
-    """What a push costs, beside a bare fork and exec of the same script."""
-    with tempfile.TemporaryDirectory(prefix="boop-bench-") as name:
-        b = Daemon(pathlib.Path(name), "echo $EPOCHREALTIME >> ../marks")
-        b.env["BOOP_KEEP"] = "10"
-        started = [timed(b.start)]
-        marks, work = b.state / "marks", b.state / "work"
+    """What a push costs beside a bare fork and exec of the same script; and 1,000."""
+    with tempfile.TemporaryDirectory(prefix="boop-bench-") as folder:
+        b = Daemon(pathlib.Path(folder), "echo $EPOCHREALTIME > ../began").start()
+        b.deploy()
 
-        def until_marked(act: typing.Callable[[], object]) -> float:
-            """Milliseconds from the call to the script's first line."""
-            before = time.time()
+        def began_after(act: typing.Callable[[], object]) -> float:
+            """The milliseconds from the call to the script's first line."""
+            called = time.time()
             act()
-            return (float(marks.read_text().split()[-1]) - before) * 1e3
+            return (float((b.state / "began").read_text()) - called) * 1e3
 
-        acks = [timed(b.push) for _ in range(200) if b.finished(b.push())]
-        until(b.over, "the end of them")
-        lines = [until_marked(b.deploy) for _ in range(200)]
-        bare = [
-            until_marked(lambda: subprocess.run([b.script], cwd=work, check=True))
-            for _ in range(200)
-        ]
-        shown(
-            "One push at a time, milliseconds",
-            process_start_to_address_printed=started,
-            push_to_202=acks,
-            push_to_the_first_line_of_the_script=lines,
-            the_same_script_by_subprocess=bare,
+        bare = functools.partial(subprocess.run, [b.script], cwd=b.state / "work")
+        pushes, bares = (
+            statistics.median(began_after(act) for _ in range(200))
+            for act in (b.deploy, bare)
         )
+        print(f"a push's script starts after {pushes:.1f} ms; run bare: {bares:.1f} ms")
         b.write_script("sleep 1")
-        last = b.push()
+        sent = time.time()
         with concurrent.futures.ThreadPoolExecutor(16) as clients:
-            began = time.perf_counter()
-            burst = list(clients.map(lambda _: timed(b.push), range(1000)))
-            seconds = time.perf_counter() - began
-        shown("A burst of 1000 pushes over 16 connections", push_to_202=burst)
-        until(b.over, "the last run")
-        runs = b.records()[0]["number"] - last + 1
-        peak = b.footprint().peak_kb / 1024
-        print(f"  {1000 / seconds:.0f} a second, {runs} runs; peak {peak:.1f} MB")
+            runs = len(set(clients.map(lambda _: b.push(), range(1000))))
+        rate, peak = 1000 / (time.time() - sent), b.footprint().peak_kb >> 10
+        print(f"1000 pushes: {rate:.0f} a second, {runs} runs; {peak} MB at most")
         b.stop()
 
 
@@ -3347,85 +3310,65 @@ def bench_deployments(posts: int = 500) -> None:
         env = {**os.environ, **S3_LOGIN, "AWS_ENDPOINT_URL": s3.url}
         env |= {"BOOP_REPO": f"{folder}/origin.git", "BOOP_STATE": f"{folder}/state"}
 
-        def deployed(*command: str | pathlib.Path, to: str) -> float:
+        def seconds(*command: str | pathlib.Path, to: str) -> float:
             s3.forward("PUT", f"/{to}")
-            here = env | {"DEPLOY_TO": f"s3://{to}"}
-            run = functools.partial(subprocess.run, command, check=True, cwd=folder)
-            return timed(lambda: run(env=here, stdout=subprocess.DEVNULL)) / 1e3
+            began, here = time.time(), env | {"DEPLOY_TO": f"s3://{to}"}
+            quiet = subprocess.DEVNULL
+            subprocess.run(command, check=True, cwd=folder, env=here, stdout=quiet)
+            return time.time() - began
 
-        print(f"\nDeployments of {posts} posts to S3, seconds")
         for what in ("all of it", "one post edited", "nothing changed"):
             if what == "one post edited":
                 commit(checkout, {"content/post/1.md": page + "More."})
                 git(checkout, "push", "-q", "origin", "main")
-            ours = deployed(HERE / "deploy.sh", to="ours")
-            plain = deployed("bash", "-c", THREE_COMMANDS, to="plain")
-            print(f"  {what:<20} {ours:8.2f}; clone, hugo, aws s3 sync {plain:8.2f}")
+            ours = seconds(HERE / "deploy.sh", to="ours")
+            plain = seconds("bash", "-c", THREE_COMMANDS, to="plain")
+            print(
+                f"{posts} posts to S3, {what}: {ours:.1f} s; by clone, hugo and sync:"
+                f" {plain:.1f} s"
+            )
         s3.close()
 
 
 # --- Running all of it ----------------------------------------------------------------
 
-LONGEST_FIRST = (
-    "DeployToS3 Unit DeployToFolder InABrowser CatchUp Promises BadClients Enormous"
-    " Fuzz Damage Reporting Runner"
-).split()
-SUMMARY = re.compile(r"(?m)^Ran (\d+) tests? in .*\n\n\w+(?: \((.*)\))?$")
-
 
 def classes() -> list[str]:
     """Those that hold tests; the longest first, so that none is alone at the end."""
-    load = unittest.defaultTestLoader
-    found = {
-        name
-        for name, value in globals().items()
-        if isinstance(value, type) and issubclass(value, unittest.TestCase)
-        if load.getTestCaseNames(value)
-    }
+    all_ = unittest.defaultTestLoader.loadTestsFromModule(sys.modules[__name__])
+    found = {type(test).__name__ for suite in all_ for test in suite}
     if not HAS_SYSTEMD:  # not a skipped test: it needs root and a tool of its own
         print("no with-systemd, or not root: boop.service is not tested")
         found.remove("Unit")
-    first = [name for name in LONGEST_FIRST if name in found]
-    return first + sorted(found.difference(first))
+    longest = "DeployToS3 Unit DeployToFolder InABrowser CatchUp".split()
+    return sorted(found, key=lambda name: (name not in longest, name))
 
 
-def run_class(name: str) -> collections.Counter[str]:
-    """Runs a class in a process of its own, prints all it said; what came of it."""
+def run_class(name: str) -> str:
+    """Runs a class in a process of its own, and prints all that it said."""
     with tempfile.TemporaryFile() as file:  # a pipe would wait for what a test left
         command, quiet = [sys.executable, __file__, name], subprocess.DEVNULL
-        done = subprocess.run(command, stdin=quiet, stdout=file, stderr=file)
+        subprocess.call(command, stdin=quiet, stdout=file, stderr=file)
         file.seek(0)
         output = file.read().decode("utf-8", "replace")
     print(f"== {name}\n{output}", flush=True)
-    return counts(output, done.returncode)
-
-
-def counts(output: str, status: int) -> collections.Counter[str]:
-    """The figures of unittest's summary; a process that died before it is an error."""
-    found: collections.Counter[str] = collections.Counter()
-    for ran, details in SUMMARY.findall(output)[-1:]:
-        figures = re.findall(r"([a-z][a-z ]*)=(\d+)", details)
-        found.update(ran=int(ran), **{what: int(number) for what, number in figures})
-    if status and not FAILURES & found.keys():
-        found["errors"] = 1
-    return found
-
-
-FAILURES = {"failures", "errors", "unexpected successes"}
+    return output
 
 
 def run_all() -> int:
-    """All classes, and a summary in unittest's words.
-
-    One more at a time than there are cores, as many tests wait for a deadline.
-    """
+    """All classes, side by side, as many wait; and a summary in unittest's words."""
     began = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor((os.cpu_count() or 1) + 1) as pool:
-        total = sum(pool.map(run_class, classes()), collections.Counter())
-    seconds = time.perf_counter() - began
-    print(f"{'-' * 70}\nRan {total.pop('ran', 0)} tests in {seconds:.3f}s\n")
-    word = "FAILED" if FAILURES & total.keys() else "OK"
-    details = ", ".join(f"{what}={number}" for what, number in total.items())
+        outputs = list(pool.map(run_class, classes()))
+    found = re.findall(r"(?m)^Ran (\d+) test.*\n\n\w+(.*)$", "\n".join(outputs))
+    ran = sum(int(number) for number, _ in found)
+    ends = collections.Counter(errors=len(outputs) - len(found))  # those that died
+    for what, number in re.findall(r"([a-z][a-z ]*)=(\d+)", str(found)):
+        ends[what] += int(number)
+    print(f"{'-' * 70}\nRan {ran} tests in {time.perf_counter() - began:.3f}s\n")
+    ends = +ends  # less the zeros
+    word = "FAILED" if ends.keys() - {"skipped"} else "OK"
+    details = ", ".join(f"{what}={number}" for what, number in ends.items())
     print(f"{word} ({details})" if details else word)
     return int(word != "OK")
 
@@ -3436,7 +3379,10 @@ def main() -> None:
         bench_pushes()
         bench_deployments()
     elif sys.argv[1:2] == ["--soak"]:
-        sys.exit(soak_for(float(sys.argv[2])))
+        with tempfile.TemporaryDirectory(prefix="boop-soak-") as folder:
+            soak = Soak(pathlib.Path(folder)).run(float(sys.argv[2]))
+        print(soak, *soak.wrong[:20], sep="\n  ")
+        sys.exit(int(bool(soak.lost or soak.wrong)))
     elif sys.argv[1:]:
         unittest.main()
     else:
