@@ -971,7 +971,8 @@ class Deployments:
         check_state(folder)
         self._path = os.path.join(folder, JOURNAL)
         self._journal = self._open(self._path)
-        damaged = self._load()
+        self._damaged: list[bytes] = []  # lines that are still to be kept aside
+        self._load()
         # Whose scripts may still be there. Of a start, a full disk takes no record; of
         # a stop, a process may have been left that is no more in the script's group.
         cut = (d for d in self._records.values() if not d.finished or d.interrupted)
@@ -981,12 +982,8 @@ class Deployments:
         self.last = max(ended, key=lambda d: d.finished_at or "", default=None)
         self._forget()
         try:
-            if damaged:
-                with open(f"{self._path}.damaged", "ab") as aside:
-                    aside.writelines(damaged)
             self._compact()
         except OSError as error:  # a full disk
-            self._behind = True
             say(f"cannot write {JOURNAL}: {error.strerror}", ERROR)
 
     # Reading: no lock.
@@ -1206,6 +1203,10 @@ class Deployments:
         """Writes the journal anew, in one step: old or new, whatever happens. Raises
         OSError."""
         self._behind, path = True, f"{self._path}.new"
+        if self._damaged:
+            with open(f"{self._path}.damaged", "ab") as aside:
+                aside.writelines(self._damaged)
+            self._damaged = []
         with contextlib.suppress(FileNotFoundError):  # of a boop that was killed here
             os.unlink(path)
         new = self._open(path)
@@ -1221,22 +1222,24 @@ class Deployments:
                 os.unlink(path)
         self._lines, self._behind = 0, False
 
-    def _load(self) -> list[bytes]:
-        """Reads the journal; says and skips each line that is none. Those lines."""
+    def _load(self) -> None:
+        """Reads the journal; says and skips each line that is none. Their numbers are
+        used, also those of lines that were kept aside before."""
         with open(self._path, "rb") as journal:
             lines = journal.readlines()
-        damaged = []
         for place, line in enumerate(lines, 1):
             try:
                 d = from_json(line)
                 self._records[d.number] = d
             except ValueError:
                 say(f"{JOURNAL}, line {place}: damaged, kept aside", WARNING)
-                damaged.append(line.rstrip(b"\n") + b"\n")
+                self._damaged.append(line.rstrip(b"\n") + b"\n")
         self._records = dict(sorted(self._records.items()))
+        with contextlib.suppress(FileNotFoundError):
+            with open(f"{self._path}.damaged", "rb") as aside:
+                lines += aside.readlines()
         used = re.findall(rb'"number": *([0-9]{1,15})\b', b"".join(lines))
-        self._last = max(map(int, used), default=0)  # also of what is damaged
-        return damaged
+        self._last = max(map(int, used), default=0)
 
     def _requeue(self) -> None:
         """Queues again what boop's end has cut off, if nothing newer was queued. Its

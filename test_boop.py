@@ -237,8 +237,11 @@ class Daemon:
     def footprint(self) -> Footprint:
         """What it holds, proc(5); of sockets the connections, less the listener."""
         fds = pathlib.Path(f"/proc/{self.process.pid}/fd")
-        links = [os.path.realpath(fd) for fd in fds.iterdir()]
-        sockets = sum("/socket:" in link for link in links) - 1
+        links = []
+        for fd in fds.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it is closed by now
+                links.append(os.readlink(fd))
+        sockets = sum(link.startswith("socket:") for link in links) - 1
         held = dict(re.findall(r"(\w+):\s+(\d+)", status_of(self.process.pid)))
         numbers = [int(held[name]) for name in ("Threads", "VmRSS", "VmHWM")]
         return Footprint(len(links), sockets, *numbers)
@@ -1401,6 +1404,7 @@ class Stopping(Case):
     def test_a_running_script_may_clean_up_and_runs_again_after_a_start(self) -> None:
         tidy = "trap 'echo cleaned up; exit' TERM; echo running; sleep 1000 & wait"
         d = self.daemon(f"[ $BOOP_NUMBER != 1 ] || {{ {tidy}; }}")
+        d.env["WATCHDOG_USEC"] = "3000"  # an alarm each millisecond
         b = d.patch(DRAIN_S=1000, LOOK_S=1000).start()  # followers are told of its end
         b.push()
         log, changes = b.follow("/log/1"), b.follow("/")
@@ -1516,10 +1520,23 @@ class ByHand(Case):
         self.assertEqual(b.record(2)["status"], "inprogress")
         self.assertEqual(self.ask(b, "cancel"), (0, "deployment 2 is cancelled\n", ""))
         self.assertRegex(log.read(), b"^bye\nboop: fail after .*: cancelled by hand\n$")
-        self.assertIn("deployment 3 is fail: cancelled by hand", b.log(3))
+        for log in b.log(3), b.get("/log/3?follow").text:
+            self.assertEqual(log, "boop: deployment 3 is fail: cancelled by hand\n")
         ends = [b.finished(number)["status"] for number in (2, 3, 4)]
         self.assertEqual(ends, ["fail", "fail", "success"])
         self.assertIsNone(b.record(3)["started_at"])
+
+    def test_a_cancel_that_comes_as_the_script_ends_is_what_log_and_record_say(self):
+        d = self.daemon().patch(
+            "real = boop.Runner._watch",
+            "def watch(self, script, number, log):",
+            "    why = real(self, script, number, log)",
+            "    self.cancel(number)",
+            "    return why",
+            "boop.Runner._watch = watch",
+        )
+        self.assertEqual(d.start().deploy()["reason"], "cancelled by hand")
+        self.assertRegex(d.log(1), "boop: fail after .*: cancelled by hand\n$")
 
     def test_only_who_wants_the_same_shares_a_deployment(self) -> None:
         gate = self.gate()
@@ -2577,10 +2594,9 @@ class Damage(Case):
         aside = d.state / "deployments.jsonl.damaged"
         self.assertEqual(aside.read_bytes().split(b"\n"), [*bad, *bad, b""])
         self.assertFalse((d.state / "deployments.jsonl.new").exists())
+        self.assertNotIn("damaged", "".join(d.restart().lines))
         self.assertEqual(d.deploy()["number"], 5)  # a lost number is not used again
-        d.restart()
-        self.assertNotIn("damaged", "".join(d.lines))
-        self.assertEqual(d.numbers(), [5, 3, 1])
+        self.assertEqual(d.restart().numbers(), [5, 3, 1])
 
     def test_the_newest_are_kept_and_what_is_not_boops_is_left_alone(self) -> None:
         foreign = dict.fromkeys(("notes.txt", "7.json", "99.log"), "mine")
@@ -2615,17 +2631,20 @@ class Damage(Case):
             ("stopped", "fail", boop.STOPPED),  # before it was queued again
             ("one behind it cancelled", "inprogress", None),
             ("one behind it cancelled", "fail", boop.CANCELLED),
+            ("run again, and cancelled", "fail", boop.STOPPED),
+            ("run again, and cancelled", "fail", boop.CANCELLED, "interrupted"),
         )
-        how = [dict(zip(("branch", "status", "reason"), row)) for row in left]
+        names = "branch", "status", "reason", "trigger"
+        how = [dict(zip(names, row)) for row in left]
         records = [record_of(n, **fields) for n, fields in enumerate(how, 1)]
         d = self.with_journal(*records).start()
         until(d.over, "the last run")
         before = d.records()
-        again = [(d["number"], d["branch"]) for d in before[:-7]]
-        expected = [(8, "running"), (9, "stopped"), (10, "one behind it cancelled")]
+        again = [(d["number"], d["branch"]) for d in before[:-9]]
+        expected = [(10, "running"), (11, "stopped"), (12, "one behind it cancelled")]
         self.assertEqual(again[::-1], expected)
         self.assertEqual(d.restart().records(), before)
-        self.assertEqual((d.state / "ran").read_text().split(), "1 4 8 9 10".split())
+        self.assertEqual((d.state / "ran").read_text().split(), "1 4 10 11 12".split())
 
     def test_on_a_full_disk_hooks_are_503_and_what_runs_is_recorded_later(self) -> None:
         """It is full when boop starts, with a torn journal, and once more."""
@@ -2645,6 +2664,8 @@ class Damage(Case):
         b.said("cannot write deployments.jsonl: No space left")
         filler.unlink()
         self.expect(b.get("/healthz"), 200, "ok\n")  # by itself
+        aside = journal.with_name("deployments.jsonl.damaged")
+        self.assertEqual(aside.read_text(), '{"numb\n')
         self.assertEqual(b.push(), 1)
         gate.reached()
         with contextlib.suppress(OSError):
@@ -2660,6 +2681,7 @@ class Damage(Case):
             self.expect(refused, 503, '{"error": ', "No space left")
             self.assertTrue(refused.headers["Retry-After"])
         self.assertEqual(journal.read_bytes(), before)  # nothing is half recorded
+        self.assertFalse(journal.with_name("deployments.jsonl.new").exists())
         gate.open()
         self.assertEqual(b.finished(1)["status"], "success")
         self.expect(b.get("/healthz"), 503, "No space left")
@@ -2703,7 +2725,11 @@ class CatchUp(Case):
         return record
 
     def test_what_is_not_live_is_deployed_at_start_and_no_second_time(self) -> None:
-        b = self.origin(BOOP_BRANCH="")
+        ssh = self.folder / "ssh"  # which has something to say
+        ssh.write_text('#!/bin/bash\nprintf Welcome. >&2; exec bash -c "${@: -1}"\n')
+        ssh.chmod(0o755)
+        b = self.origin(BOOP_BRANCH="", GIT_SSH_COMMAND=str(ssh))
+        b.env["BOOP_REPO"] = f"ssh://host{self.bare}"
         self.moved("trunk")
         git(self.bare, "symbolic-ref", "HEAD", "refs/heads/trunk")
         changes = (
@@ -2751,6 +2777,7 @@ class CatchUp(Case):
             self.rests(b.restart(), 4)
         with self.subTest("rolled back from, while it was out of reach, until moved"):
             b.finished(b.push(self.moved()))
+            self.moved()  # which is missed
             away = self.bare.rename(self.folder / "away.git")
             b.finished(b.by_hand(commit=old).json["deployment"])
             away.rename(self.bare)
@@ -2768,20 +2795,29 @@ class CatchUp(Case):
             gate.open()
             b.finished(9)
             self.rests(b.restart(), 9)
-        with self.subTest("cancelled"):
+        with self.subTest("cancelled, until it goes another way; and skipped then"):
             b.push(self.moved())
             gate.reached()
             self.expect(b.by_hand(cancel=10), 200)
             b.finished(10)
             self.rests(b.restart(), 10)
+            b.write_script(f"{script}  # mended")
+            b.process.send_signal(signal.SIGHUP)
+            b.said("queued as 11")
+            gate.reached()
+            tip = self.moved(message="[no ci]")
+            self.expect(b.hook(github_push(commit=tip, message="[no ci]")), 200)
+            self.expect(b.by_hand(cancel=11), 200)
+            b.finished(11)
+            self.rests(b.restart(), 11)
         with self.subTest("moved, while a rollback was cut off"):
             b.by_hand(commit=old)
             gate.reached()
             tip = self.moved()
             b.stop(signal.SIGKILL)
             shut.unlink()
-            self.assertEqual(self.caught(b.start(), 13)["commit"], tip)
-            self.assertEqual(b.record(12)["commit"], old)
+            self.assertEqual(self.caught(b.start(), 14)["commit"], tip)
+            self.assertEqual(b.record(13)["commit"], old)
 
     def test_a_repository_out_of_reach_is_one_warning_not_a_flood(self) -> None:
         away = self.folder / "away"
@@ -2797,7 +2833,7 @@ class CatchUp(Case):
         (self.folder / "clone").rename(away)
         b.said("away has checked out no branch: set BOOP_BRANCH")
         git(away, "checkout", "-q", "main")
-        b.said("can be reached again")
+        b.said("catch-up works again")
         self.assertEqual(b.finished(1)["status"], "success")
 
     def test_a_git_that_hangs_is_ended_and_delays_no_push_and_no_stop(self) -> None:
@@ -2886,7 +2922,25 @@ class BadClients(Case):
 
         until(lambda: connected() > 290, "the slow")
         until(lambda: b.push() and connected() < 10, "their end")
+        self.assertEqual(statuses(read_all(slow[100])), [408])
         self.settled(b, before)
+
+    def test_a_machine_with_no_room_for_threads_leaves_somebody_at_the_door(self):
+        full = self.folder / "full"
+        d = self.daemon().patch(
+            "real = boop.threading.Thread.start",
+            "def start(thread):",
+            f"    if thread.name == 'Handler' and boop.os.path.exists({str(full)!r}):",
+            "        raise RuntimeError('no more threads')",
+            "    real(thread)",
+            "boop.threading.Thread.start = start",
+        )
+        b = d.start()
+        full.touch()
+        self.expect(b.get("/?follow"), 503)  # as it would stay
+        self.expect(b.get("/healthz"), 200)
+        full.unlink()
+        b.follow("/").close()
 
     def test_more_connections_than_boop_serves_wait_for_a_place(self) -> None:
         """And those that it serves, followers too, fit into 1,024 descriptors."""
@@ -3210,7 +3264,7 @@ class Reporting(Case):
         return d.patch(CLOSE_S=0.5).start(), server.taken
 
     def test_commit_statuses_come_in_order_and_link_to_the_log(self) -> None:
-        b, taken = self.reporting(500, 201, 201, 201, 201)  # the first is sent again
+        b, taken = self.reporting(500, *[201] * 8)  # the first is sent again
         name = "Codertocat/Hello-World"
         for number, states in (1, "pending pending success"), (2, "pending failure"):
             b.write_script(f"exit {number - 1}")
@@ -3221,6 +3275,14 @@ class Reporting(Case):
                 self.assertEqual((body["state"], body["context"]), (state, "boop"))
                 self.assertEqual(body["target_url"], f"https://b.example/log/{number}")
                 self.assertEqual(token, "token ghp_0123456789")
+        b.write_script("exit 0")
+        b.env["BOOP_REPO"] = str(site(self.folder))  # whose name only a push says
+        b.restart().said("deployment 3: success")
+        b.finished(b.push("4" * 40))
+        tip = b.finished(b.by_hand().json["deployment"])["commit"]
+        for commit in ("4" * 40, "4" * 40, tip, tip):
+            path, _, _ = taken.get(timeout=LIMIT_S)
+            self.assertEqual(path, f"/repos/{name}/statuses/{commit}")
 
     def test_an_api_that_is_ill_slow_or_dead_delays_no_deployment(self) -> None:
         elsewhere = socket.create_server(("127.0.0.1", 0))
