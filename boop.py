@@ -12,9 +12,9 @@ The way of a push, left to right, and the thread that each part runs in:
                                                                             |
     curl, browser <-- Handler: list, log, ?follow (its own) <---------------+
 
-Threads: *main* minds signals, and tells systemd that all is well; each connection is
-served by a thread of its own; *runner* runs the script; *catch-up* asks git for the
-branch's tip; *reporters* talk to GitHub and to BOOP_NOTIFY, where one of them is set.
+Threads: *main* accepts connections, minds signals, and tells systemd that all is well;
+each connection has one of its own; *runner* runs the script; *catch-up* asks git for
+the branch's tip; *reporters* talk to GitHub and to BOOP_NOTIFY, where these are set.
 
 The rooms, top to bottom; each uses only the rooms above it:
 
@@ -31,6 +31,7 @@ The rooms, top to bottom; each uses only the rooms above it:
 
 from __future__ import annotations
 
+import _thread
 import base64
 import contextlib
 import datetime
@@ -79,7 +80,6 @@ BODY_DEADLINE_S = 60  # and for a whole body
 SEND_TIMEOUT_S = 30  # a reader that takes nothing for so long is gone
 LINGER_S = 2  # to read on after a refusal, so that the client sees why
 LOOK_S = 1  # between a follower's looks whether its client is there
-SPARE_THREADS = 2  # that wait for connections
 MAX_CONNECTIONS = 400  # each costs a thread; with a log open, two of 1,024 descriptors
 MAX_FOLLOWERS = 200  # of those: they stay, and pushes need a place
 BACKLOG = 1024  # socketserver's 5 makes the kernel drop SYNs in a burst
@@ -239,10 +239,7 @@ def _repo(text: str) -> str:
 
 
 def branch_name(text: str) -> str:
-    """The text, if git would take it as a branch; ValueError otherwise.
-
-    Source: git-check-ref-format(1).
-    """
+    """The text, if git would take it as a branch, git-check-ref-format(1)."""
     bad = r"^$|^[-/.]|[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)|[/.]$|^@$"
     if re.search(bad, text) or re.search(UNSAFE, text) or len(text) > MAX_NAME_CHARS:
         raise ValueError("not a branch name")
@@ -462,12 +459,6 @@ class Push(typing.NamedTuple):
     full_name: str | None = None  # "owner/repository", as the forge's API has it
 
 
-class Cancel(typing.NamedTuple):
-    """Or it asks that a deployment be ended."""
-
-    number: int
-
-
 class Refusal(Exception):
     """An answer other than 202: its status and the sentence that says why."""
 
@@ -481,17 +472,17 @@ def ignored(why: str) -> Refusal:
     return Refusal(200, why, "ignored")
 
 
-# Headers that prove who sent a body, the strongest first. The first that is there
-# decides, also when it is empty: leaving one out, or sending a wrong one beside an
-# older one that is right, gets nobody in.
-SIGNATURE_HEADERS = (
-    "X-Hub-Signature-256",  # GitHub; Gitea and Forgejo, too
-    "X-Forgejo-Signature",
-    "X-Gitea-Signature",
-    "webhook-signature",  # GitLab's signing token
-    "X-Gitlab-Token",  # the secret itself
-    "X-Hub-Signature",  # GitHub's of old: SHA-1 | Bitbucket's: SHA-256
-)
+# Headers that prove who sent a body, the strongest first, and what may stand there
+# before hex digits. The first that is there decides, also when it is empty: leaving one
+# out, or sending a wrong one beside an older one that is right, gets nobody in.
+SIGNATURES = {
+    "X-Hub-Signature-256": ["sha256="],  # GitHub; Gitea and Forgejo, too
+    "X-Forgejo-Signature": [""],
+    "X-Gitea-Signature": [""],
+    "webhook-signature": [],  # GitLab's signing token: base64
+    "X-Gitlab-Token": [],  # the secret itself
+    "X-Hub-Signature": ["sha256=", "sha1="],  # Bitbucket | GitHub of old
+}
 Headers = email.message.Message  # names in any case, as http.server reads them
 Body = bytes | memoryview
 JSON, FORM = "application/json", "application/x-www-form-urlencoded"
@@ -500,10 +491,9 @@ JSON, FORM = "application/json", "application/x-www-form-urlencoded"
 def signature(headers: Headers) -> tuple[str, str]:
     """The header that shall prove who sent a body, and its value; Refusal (401)
     where there is none."""
-    header = next((h for h in SIGNATURE_HEADERS if h in headers), "")
+    header = next((h for h in SIGNATURES if h in headers), "")
     if not header:
-        looked = ", ".join(SIGNATURE_HEADERS)
-        raise Refusal(401, f"no signature: looked for {looked}")
+        raise Refusal(401, f"no signature: looked for {', '.join(SIGNATURES)}")
     value = headers[header].strip(" \t")
     if not value:
         raise Refusal(401, f"{header} is empty: set the hook's secret")
@@ -511,11 +501,8 @@ def signature(headers: Headers) -> tuple[str, str]:
 
 
 def verify(secret: str, headers: Headers, body: Body) -> None:
-    """Returns if the body was signed with the secret, RFC 2104; else Refusal (401),
-    which never says what was expected.
-
-    Source: docs.github.com, "Validating webhook deliveries".
-    """
+    """Returns if the body was signed with the secret; else Refusal (401), which never
+    says what was expected. docs.github.com, "Validating webhook deliveries"."""
     header, value = signature(headers)
     key, sent = os.fsencode(secret), value.encode("latin-1", "replace")
     given = sent.split(b" ") if header == "webhook-signature" else [sent]
@@ -531,17 +518,13 @@ def _signed(header: str, key: bytes, headers: Headers, body: Body) -> list[bytes
         return [key]
     if header == "webhook-signature":
         return _standard_webhook(key, headers, body)
-    prefixes = {
-        "X-Hub-Signature-256": ["sha256="],
-        "X-Hub-Signature": ["sha256=", "sha1="],
-    }
     signed: list[Body] = [body]
     gitea = "X-Gitea-Event" in headers or "X-Forgejo-Event" in headers
     if gitea and media_type(headers) == FORM:
         signed.append(form_payload(body))  # they sign the JSON inside it
     return [
         f"{prefix}{hmac.new(key, part, prefix[:-1] or 'sha256').hexdigest()}".encode()
-        for prefix in prefixes.get(header, [""])
+        for prefix in SIGNATURES[header]
         for part in signed
     ]
 
@@ -579,10 +562,9 @@ def form_payload(body: Body) -> bytes:
 Look = typing.Callable[[bool], "tuple[str, str | None]"]
 
 
-def parse(
-    headers: Headers, body: Body, settings: Settings, look: Look
-) -> Push | Cancel:
-    """What a verified request asks for; Refusal says why it asks for nothing.
+def parse(headers: Headers, body: Body, settings: Settings, look: Look) -> Push | int:
+    """What a verified request asks for, or the number of the deployment that it asks to
+    end; Refusal says why it asks for nothing.
 
     look: asks the configured repository for the branch to deploy and, if True, its tip,
     which is None where it can't be known.
@@ -758,12 +740,12 @@ def _unwanted(change: Change, wanted: typing.Any) -> str:
 
 def _manual(
     payload: dict[str, typing.Any], settings: Settings, look: Look
-) -> Push | Cancel:
+) -> Push | int:
     """Asked by hand, with no forge's event header: {}, {"commit": "<full sha>"}, both
     also with "force": true, or {"cancel": 7}."""
     number, force = payload.get("cancel"), payload.get("force", False)
     if payload.keys() == {"cancel"} and type(number) is int:
-        return Cancel(number)
+        return number
     if payload.keys() - {"commit", "force"} or type(force) is not bool:
         looked = ", ".join(forge.event_header for forge in FORGES)
         by_hand = '{"commit": …, "force": true} or {"cancel": 7}'
@@ -1002,7 +984,9 @@ class Deployments:
     @contextlib.contextmanager
     def news(self) -> typing.Iterator[News]:
         """A queue of what happens from now on: each deployment that changes, and None
-        when a log has grown, or boop ends."""
+        when a log has grown, or boop ends. Refusal (503) where too many follow."""
+        if len(self._followers) >= MAX_FOLLOWERS:  # or one more: no lock
+            raise Refusal(503, "boop has all the followers it serves")
         news: News = queue.SimpleQueue()
         self._followers.add(news)
         try:
@@ -1272,10 +1256,8 @@ def exit_reason(status: int) -> str | None:
     """How a process ended, in words; None for a success."""
     if status >= 0:
         return f"exit status {status}" if status else None
-    try:
-        return f"killed by {signal.Signals(-status).name}"
-    except ValueError:  # a real-time signal
-        return f"killed by signal {-status}"
+    names = {int(known): known.name for known in signal.Signals}  # no real-time signals
+    return f"killed by {names.get(-status, f'signal {-status}')}"
 
 
 def run_briefly(
@@ -1304,10 +1286,8 @@ def run_briefly(
 
 
 def look(settings: Settings) -> tuple[str, str]:
-    """Asks BOOP_REPO for the branch to deploy, and its tip; git-ls-remote(1).
-
-    Raises OSError with the reason: git's words, or what to do.
-    """
+    """Asks BOOP_REPO for the branch to deploy, and its tip; git-ls-remote(1). Raises
+    OSError with the reason: git's words, or what to do."""
     repo, branch, as_owner = settings.repo, settings.branch, []
     if repo.startswith(("/", "file://")):  # it may be another user's: trust it
         as_owner = ["--upload-pack=git -c safe.directory=* upload-pack"]
@@ -1449,7 +1429,7 @@ class Runner:
     Other threads may call wake, stop and cancel. The script is a session and so a
     process group of its own: what ends it, ends all of it, unless a child has made a
     session for itself. It can't be waited for by reading its output to the end (a
-    child may hold that open), so poll(2) waits for three things at once: output, the
+    child may hold that open), so select(2) waits for three at once: its output, the
     script's end (pidfd_open(2)), and a ring from another thread (eventfd(2)).
     """
 
@@ -1462,7 +1442,6 @@ class Runner:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._result = os.path.join(settings.state, "result")
         self._stop = False
-        self.done = threading.Event()
 
     def wake(self) -> None:
         """There may be something to run, or to end."""
@@ -1481,7 +1460,7 @@ class Runner:
         self.wake()
 
     def run(self) -> None:
-        """The thread: until stop; then done is set."""
+        """The thread: until stop."""
         try:
             self._end_orphans()
             while not self._stop:
@@ -1492,9 +1471,8 @@ class Runner:
                     select.select([self._bell], [], [])
                     os.eventfd_read(self._bell)
         except Exception as error:  # noqa: BLE001  the thread's edge
-            say(f"the runner ended: {type(error).__name__}: {error}", ERROR)
-        finally:
-            self.done.set()
+            say(f"boop ends, with its runner: {type(error).__name__}: {error}", ERROR)
+            os._exit(1)  # as by kill -9: the next start mends it
 
     def _deploy(self, d: Deployment) -> None:
         """One deployment, from its start to its record."""
@@ -1565,11 +1543,9 @@ class Runner:
     ) -> str | None:
         """Until the script has ended. Once told to end, it is over when nobody holds
         its output any more: what it has started has its seconds of grace, too."""
-        poll, waiting = select.poll(), {pipe.fileno(), ended.fileno()}
-        for fd in (*waiting, self._bell):
-            poll.register(fd, select.POLLIN)
+        waiting: set[typing.Any] = {pipe, ended}
         why, deadline = None, time.monotonic() + self._settings.timeout
-        while ended.fileno() in waiting or (why and waiting):
+        while ended in waiting or (why and waiting):
             left = deadline - time.monotonic()
             if why and left <= 0:
                 break
@@ -1578,12 +1554,12 @@ class Runner:
                 _end_group(leader, signal.SIGTERM)
                 deadline = time.monotonic() + GRACE_S
                 continue
-            for fd, _ in poll.poll(min(left, 86400) * 1000 + 1):
-                if fd == self._bell:
+            ready, _, _ = select.select([*waiting, self._bell], [], [], left)
+            for file in ready:
+                if file == self._bell:
                     os.eventfd_read(self._bell)
-                elif fd != pipe.fileno() or self._read(pipe, log) == b"":
-                    waiting.discard(fd)
-                    poll.unregister(fd)
+                elif file is ended or self._read(pipe, log) == b"":
+                    waiting.discard(file)
         return why
 
     def _told_to_end(self, number: int) -> str | None:
@@ -2442,11 +2418,7 @@ SECURITY_FIELDS = {
 
 
 class Door:
-    """Takes connections, each in a thread, and holds what those threads share.
-
-    Of the threads that serve nobody, one is at the door and the others wait for their
-    turn there. Who has taken a connection sees that somebody is left, answers, and
-    comes back: so a request costs no start of a thread, and is not handed over.
+    """Takes connections, each in a thread of its own, and holds what those share.
 
     A connection inherits the listener's options, socket(7): how long a reader may take
     nothing, and that what is sent is sent at once.
@@ -2466,31 +2438,26 @@ class Door:
         self.listener, self.settings, self.deployments = listener, settings, deployments
         self.runner, self.catch_up = runner, catch_up
         self.large_bodies = threading.Semaphore(MAX_LARGE_BODIES)
-        self.followers = threading.Semaphore(MAX_FOLLOWERS)
-        self._open, self._bell = True, os.eventfd(0, os.EFD_CLOEXEC)
-        self._turn = threading.Lock()  # who has it is at the door
-        self._lock = threading.Lock()  # for the next one
-        self._free = 0  # threads that serve nobody
-        self.alone = False  # could the last thread that was wanted not be started?
+        self._open: set[socket.socket] = set()
         self._wrong, self._said = 0, 0.0
 
-    def open(self) -> None:
-        """Serves from now on."""
-        self._hire()
-
-    def close(self) -> None:
-        """Takes no more connections."""
-        self._open = False
-        os.eventfd_write(self._bell, 1)
-        with self._turn:
-            self.listener.close()
+    def serve(self, until: int) -> None:
+        """Takes connections until that descriptor has something to read."""
+        while True:
+            full = len(self._open) >= MAX_CONNECTIONS
+            files: list[typing.Any] = [until] if full else [until, self.listener]
+            ready, _, _ = select.select(files, [], [], 0.1 if full else None)
+            if until in ready:
+                return
+            if ready:
+                self._take()
 
     def drain(self) -> None:
         """Gives those who are being answered, and those who have not yet spoken, a
         moment; the others go with boop."""
         deadline = time.monotonic() + DRAIN_S
-        for thread in self._threads():
-            thread.join(max(0, deadline - time.monotonic()))
+        while self._open and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def wrong_password(self, address: str) -> None:
         """Says it, at most once a second, and how many there have been. No lock: a
@@ -2500,56 +2467,33 @@ class Door:
             self._said = now
             say(f"wrong password from {address} ({self._wrong} so far)", NOTICE)
 
-    def _threads(self) -> list[threading.Thread]:
-        return [t for t in threading.enumerate() if t.name == Handler.__name__]
+    def _take(self) -> None:
+        try:
+            connection, address = self.listener.accept()
+        except OSError as error:  # no descriptors
+            say(f"cannot accept: {error.strerror}", WARNING)
+            time.sleep(0.1)
+            return
+        self._open.add(connection)
+        try:  # without threading's hand-shake, which costs 0.1 ms
+            _thread.start_new_thread(self._answer, (connection, address))
+        except RuntimeError as error:
+            say(f"cannot serve {address[0]}: {error}", WARNING)
+            self._close(connection)
 
-    def _hire(self) -> None:
-        """One more thread, where none is free and there may be more."""
-        with self._lock:
-            if self._free or len(self._threads()) >= MAX_CONNECTIONS:
-                return
-            self._free += 1
-            thread = threading.Thread(
-                target=self._serve, name=Handler.__name__, daemon=True
-            )
-            try:
-                thread.start()
-                self.alone = False
-            except RuntimeError as error:  # who serves now shall come back soon
-                self._free, self.alone = 0, True
-                say(f"cannot serve more at once: {error}", WARNING)
+    def _answer(self, connection: socket.socket, address: typing.Any) -> None:
+        """The thread of a connection."""
+        try:
+            Handler(connection, address, self)
+        except OSError:
+            pass  # the client is gone
+        except Exception as error:  # noqa: BLE001  the thread's edge
+            say(f"a request failed: {type(error).__name__}: {error}", ERROR)
+        self._close(connection)
 
-    def _serve(self) -> None:
-        """The thread: until the door is closed, or enough others are free."""
-        while accepted := self._next():
-            with self._lock:
-                self._free -= 1
-            self._hire()
-            with accepted[0]:
-                try:
-                    Handler(*accepted, self)
-                except OSError:
-                    pass  # the client is gone
-                except Exception as error:  # noqa: BLE001  the thread's edge
-                    say(f"a request failed: {type(error).__name__}: {error}", ERROR)
-            with self._lock:
-                if self._free >= SPARE_THREADS:
-                    return
-                self._free += 1
-
-    def _next(self) -> tuple[socket.socket, typing.Any] | None:
-        """A connection and its address; None when the door is closed."""
-        with self._turn:
-            while self._open:
-                files: list[typing.Any] = [self.listener, self._bell]
-                if self._bell in select.select(files, [], [])[0]:
-                    break
-                try:
-                    return self.listener.accept()
-                except OSError as error:  # no descriptors
-                    say(f"cannot accept: {error.strerror}", WARNING)
-                    time.sleep(0.1)
-        return None
+    def _close(self, connection: socket.socket) -> None:
+        connection.close()
+        self._open.discard(connection)
 
 
 class Incoming(io.RawIOBase):
@@ -2711,11 +2655,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._send_json({word: why}, status, **more)
         else:
             self._send(f"{why}\n", TEXT, status, **more)
-        self._linger()
-
-    def _linger(self) -> None:
-        """Reads on for a moment: closing on unread bytes would reset the connection,
-        and the client might never see why it was refused."""
+        # Read on for a moment: closing on unread bytes would reset the connection, and
+        # the client might never see why it was refused.
         self.incoming.within(LINGER_S)
         self.connection.shutdown(socket.SHUT_WR)
         while self.body.read1(PIPE_BYTES):
@@ -2767,24 +2708,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _news(self) -> typing.Iterator[Deployment | None]:
         """Begins an answer without a length, which ends when the connection does, and
         tells when there may be more to send, until boop or the client ends."""
-        if self.door.alone or not self.door.followers.acquire(blocking=False):
-            raise Refusal(503, "boop has all the followers it serves")
-        try:
-            with self.deployments.news() as news:
-                fields = {"Cache_Control": "no-store", "X_Accel_Buffering": "no"}
-                self._head(200, TEXT, **fields)  # the second is nginx's
-                self.wfile.flush()
-                if self.command == "HEAD":
+        with self.deployments.news() as news:
+            fields = {"Cache_Control": "no-store", "X_Accel_Buffering": "no"}  # nginx's
+            self._head(200, TEXT, **fields)
+            self.wfile.flush()
+            if self.command == "HEAD":
+                return
+            yield None
+            while not (self.deployments.closed and news.empty()):
+                with contextlib.suppress(queue.Empty):
+                    changed = news.get(timeout=LOOK_S)
+                    yield changed
+                if self._left():
                     return
-                yield None
-                while not (self.deployments.closed and news.empty()):
-                    with contextlib.suppress(queue.Empty):
-                        changed = news.get(timeout=LOOK_S)
-                        yield changed
-                    if self._left():
-                        return
-        finally:
-            self.door.followers.release()
 
     def _left(self) -> bool:
         """Has the client left? What else it may say is of no interest."""
@@ -2799,9 +2735,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise Refusal(503, "no secret is set: boop can't know a push (BOOP_SECRET)")
         signature(self.headers)
         push = self._push(self._length())
-        if isinstance(push, Cancel):
-            self.door.runner.cancel(push.number)
-            self._send_json({"cancelled": push.number})
+        if isinstance(push, int):
+            self.door.runner.cancel(push)
+            self._send_json({"cancelled": push})
             return
         if push.trigger in SKIP_MARKERS:
             self.deployments.skip(push)
@@ -2830,7 +2766,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise Refusal(413, f"the body is over {most} bytes{instead}")
         return length
 
-    def _push(self, length: int) -> Push | Cancel:
+    def _push(self, length: int) -> Push | int:
         """Takes the body in, verifies it, and says what it asks for; a large one when
         fewer than MAX_LARGE_BODIES are there: nobody has signed them yet."""
         large, settings = length > LARGE_BYTES, self.door.settings
@@ -2988,21 +2924,17 @@ def sd_notify(settings: Settings, **fields: str | int) -> None:
 
 
 def watchdog_s(settings: Settings) -> float:
-    """How often systemd wants a sign of life, with room to spare; 0: never.
-
-    Source: sd_watchdog_enabled(3).
-    """
-    environ = settings.environ
-    mine = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    """How often systemd wants a sign of life, sd_watchdog_enabled(3), with room to
+    spare; 0: never."""
+    environ, me = settings.environ, str(os.getpid())
+    mine = environ.get("WATCHDOG_PID", me) == me
     within = environ.get("WATCHDOG_USEC", "")
     return int(within) / 3e6 if mine and within.isdecimal() else 0
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The socket that systemd passes, sd_listen_fds(3), or one of our own.
-
-    Raises OSError: the port is taken, or not ours to take.
-    """
+    """The socket that systemd passes, sd_listen_fds(3), or one of our own. Raises
+    OSError: the port is taken, or not ours to take."""
     environ = settings.environ
     if environ.get("LISTEN_PID") == str(os.getpid()) and environ.get("LISTEN_FDS"):
         listener = socket.socket(fileno=3)
@@ -3026,11 +2958,11 @@ class Boop:
     def __init__(self, settings: Settings) -> None:
         """Raises OSError when boop can't serve, with the reason in one line."""
         self._settings = settings
-        self._events, self._event = os.pipe()
-        os.set_blocking(self._event, False)
+        self._events, event = os.pipe()
+        os.set_blocking(event, False)
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
             signal.signal(signum, lambda *_: None)  # serve reads them off the pipe
-        signal.set_wakeup_fd(self._event, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(event, warn_on_full_buffer=False)
         try:
             self._deployments = Deployments(settings)
         except OSError as error:
@@ -3047,14 +2979,16 @@ class Boop:
 
     def serve(self) -> int:
         """The daemon's life: until a signal ends it. The exit status."""
-        threading.Thread(target=self._run, daemon=True).start()
-        self._door.open()
+        running = threading.Thread(target=self._runner.run, daemon=True)
+        running.start()
         self._welcome()
         if self._settings.repo:
             threading.Thread(target=self._catch_up.run, daemon=True).start()
         every = watchdog_s(self._settings)
         signal.setitimer(signal.ITIMER_REAL, every, every)
-        while True:
+        events = b""
+        while signal.SIGTERM not in events and signal.SIGINT not in events:
+            self._door.serve(self._events)
             events = os.read(self._events, 4096)
             if signal.SIGALRM in events:
                 sd_notify(self._settings, WATCHDOG=1)
@@ -3063,29 +2997,18 @@ class Boop:
                 sd_notify(self._settings, RELOADING=1, MONOTONIC_USEC=now)
                 self._catch_up.look()
                 sd_notify(self._settings, READY=1)
-            if signal.SIGTERM in events or signal.SIGINT in events:
-                self._end()
-                return 0
-            if self._runner.done.is_set():
-                say("the runner is gone, and so boop ends", ERROR)
-                return 1
-
-    def _run(self) -> None:
-        self._runner.run()
-        os.write(self._event, b"\0")  # serve shall see it
-
-    def _end(self) -> None:
-        """Takes no more requests, ends the script, lets everyone have the end."""
+        # Takes no more requests, ends the script, lets everyone have the end.
         signal.setitimer(signal.ITIMER_REAL, 0)
         sd_notify(self._settings, STOPPING=1, STATUS="stopping")
         say("stopping")
-        self._door.close()
+        self._door.listener.close()
         self._runner.stop()
-        self._runner.done.wait()
+        running.join()
         self._deployments.close()
         self._door.drain()
         for reporter in self._reporters:
             reporter.close()
+        return 0
 
     def _report(self, deployment: Deployment) -> None:
         """A deployment has started or ended: the runner says so."""
@@ -3122,8 +3045,6 @@ class Boop:
 
 # What is asked of a running boop.
 
-ANOTHER_PROGRAM = ValueError, LookupError, TypeError  # of what it takes for JSON
-
 
 def call(
     settings: Settings,
@@ -3144,6 +3065,8 @@ def call(
     connection = http.client.HTTPConnection(settings.host, settings.port, timeout)
     connection.request("POST" if wish else "GET", path, body, headers)
     answer = connection.getresponse()
+    if not answer.headers.get("Server", "").startswith("boop/"):
+        raise OSError(None, "it is another program")
     if answer.status >= 300:
         raise Refusal(answer.status, f"{answer.status}: {json.load(answer)['error']}")
     return answer
@@ -3191,8 +3114,6 @@ def by_hand(settings: Settings, flags: dict[str, typing.Any]) -> int:
     except (OSError, http.client.HTTPException) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         why = f"does not answer: {why}"
-    except ANOTHER_PROGRAM:
-        why = "does not answer: it is another program"
     say(f"boop at {settings.host} port {settings.port} {why}", ERROR)
     return 1
 
@@ -3219,13 +3140,11 @@ def check(settings: Settings) -> int:
 def _look_at_address(settings: Settings) -> str:
     where = f"{settings.host} port {settings.port}"
     try:
-        server = call(settings, "/badge.svg", timeout=5).headers.get("Server", "")
-        if server.startswith("boop/"):
-            return f"a boop listens on {where} now"
-    except (Refusal, OSError, http.client.HTTPException, *ANOTHER_PROGRAM):
-        pass  # or nobody
-    listen(settings).close()
-    return f"can listen on {where}"
+        call(settings, "/badge.svg", timeout=5)
+    except (OSError, http.client.HTTPException):  # nobody | another program
+        listen(settings).close()
+        return f"can listen on {where}"
+    return f"a boop listens on {where} now"
 
 
 def _look_at_state(settings: Settings) -> str:

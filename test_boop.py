@@ -2565,7 +2565,7 @@ class Promises(Case):
         b.stop(signal.SIGKILL)
         self.assertEqual([alive(pid) for pid in orphans], [True] * 3)
         short = self.daemon(BOOP_SCRIPT=str(b.script))  # is killed before it ends them
-        short.patch("boop.Runner.run = lambda self: self.done.wait()").start()
+        short.patch("boop.Runner.run = lambda self: boop.time.sleep(1000)").start()
         short.stop(signal.SIGKILL)
         self.assertEqual(b.start().finished(3)["trigger"], "interrupted")
         self.assertNotIn("beside another", b.log(3))
@@ -2925,22 +2925,22 @@ class BadClients(Case):
         self.assertEqual(statuses(read_all(slow[100])), [408])
         self.settled(b, before)
 
-    def test_a_machine_with_no_room_for_threads_leaves_somebody_at_the_door(self):
+    def test_a_machine_with_no_room_for_threads_costs_one_connection(self) -> None:
         full = self.folder / "full"
-        d = self.daemon().patch(
-            "real = boop.threading.Thread.start",
-            "def start(thread):",
-            f"    if thread.name == 'Handler' and boop.os.path.exists({str(full)!r}):",
+        b = self.daemon().patch(
+            "real = boop._thread.start_new_thread",
+            "def start(*of):",
+            f"    if boop.os.path.exists({str(full)!r}):",
             "        raise RuntimeError('no more threads')",
-            "    real(thread)",
-            "boop.threading.Thread.start = start",
+            "    return real(*of)",
+            "boop._thread.start_new_thread = start",
         )
-        b = d.start()
+        b.start()
         full.touch()
-        self.expect(b.get("/?follow"), 503)  # as it would stay
-        self.expect(b.get("/healthz"), 200)
+        self.assertEqual(b.raw(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"), b"")
+        b.said("cannot serve 127.0.0.1: no more threads")
         full.unlink()
-        b.follow("/").close()
+        self.expect(b.get("/healthz"), 200)
 
     def test_more_connections_than_boop_serves_wait_for_a_place(self) -> None:
         """And those that it serves, followers too, fit into 1,024 descriptors."""
