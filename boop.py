@@ -59,7 +59,7 @@ import typing
 import urllib.parse
 
 # http.server imports http.client, and that imports ssl if there is one: 4 ms and 1.3 MB
-# that only a commit status needs (see Reporter._post). argparse and shutil are imported
+# that only a commit status needs (see _post). argparse and shutil are imported
 # where they are used, for the same reason.
 sys.modules["ssl"] = None  # type: ignore[assignment]
 import http.client
