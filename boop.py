@@ -1940,13 +1940,14 @@ BOOP_CSS = """\
   --c5: #c79bff; --c6: #4fc7d4; --c7: #c2cad3;
 } }
 * { box-sizing: border-box; margin: 0; }
-html { color-scheme: light dark; scroll-padding-top: 4rem; }
+html { scroll-padding-top: 4rem; }
 body {
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
   background: var(--bg); color: var(--text); overflow-wrap: anywhere;
 }
 a { color: var(--link); text-decoration: none; }
 a:hover { text-decoration: underline; }
+pre { font: inherit; white-space: pre-wrap; }
 :focus-visible { outline: 2px solid var(--inprogress); outline-offset: 2px;
   border-radius: 3px; }
 code, #log { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas,
@@ -1987,12 +1988,10 @@ time.ago { cursor: help; }
 .hero p { margin-top: .3rem; }
 .state { display: flex; flex-wrap: wrap; gap: 0 1rem; align-items: baseline; }
 figure { flex: 0 1 22rem; align-self: end; text-align: right; }
-.chart { display: block; max-width: 100%; height: auto; margin-left: auto;
-  overflow: visible; }
+.chart { max-width: 100%; height: auto; vertical-align: top; overflow: visible; }
 .chart path { fill: currentColor; stroke: currentColor; }
 .chart .fail { fill: transparent; }
 .chart a:hover path { opacity: .6; }
-.steps { font: inherit; white-space: pre-wrap; }
 .steps code { background: var(--bg); padding: .1rem .35rem; border-radius: 4px; }
 
 .rows { list-style: none; padding: 0; overflow: hidden; }
@@ -2010,8 +2009,7 @@ figure { flex: 0 1 22rem; align-self: end; text-align: right; }
 .rows .meta a, .rows time { position: relative; z-index: 1; }
 .when { text-align: right; white-space: nowrap; }
 
-.rest { font: inherit; white-space: pre-wrap; color: var(--muted); margin-top: .5rem;
-  max-height: 12rem; overflow: auto; }
+.rest { color: var(--muted); margin-top: .5rem; max-height: 12rem; overflow: auto; }
 dl { display: flex; flex-wrap: wrap; gap: .7rem 2rem; margin-top: .9rem; }
 .bar { position: sticky; top: 0; z-index: 2; max-width: none;
   background: var(--panel); border-bottom: 1px solid var(--line); }
@@ -2019,9 +2017,8 @@ dl { display: flex; flex-wrap: wrap; gap: .7rem 2rem; margin-top: .9rem; }
 .bar > a, .bar > b { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .bar > a { flex: none; max-width: 25%; }
 #earlier { margin-top: 1.2rem; }
-#log { --number: 4.2em; margin-top: 1.2rem; padding: .6rem 0; min-height: 4rem;
+#log { --number: 4.2em; margin-top: .5rem; padding: .6rem 0; min-height: 4rem;
   overflow: clip; outline: 0; }
-#earlier:not(:empty) + #log { margin-top: .5rem; }
 #log div { position: relative; padding: 0 1rem 0 calc(var(--number) + 1em);
   min-height: 1.5em; white-space: pre-wrap; tab-size: 8;
   scroll-margin-block: 40vh; }
@@ -2042,7 +2039,7 @@ dl { display: flex; flex-wrap: wrap; gap: .7rem 2rem; margin-top: .9rem; }
 @media (max-width: 48rem) {
   header, main { padding-inline: .75rem; }
   .hero { flex-wrap: wrap; padding: 1.1rem; gap: .8rem; }
-  figure { flex-basis: 100%; text-align: left; } .chart { margin-left: 0; }
+  figure { flex-basis: 100%; text-align: left; }
   .rows li { grid-template-columns: 1.1rem 1fr; padding: .7rem .9rem; row-gap: 0; }
   .rows .st { position: absolute; clip-path: inset(50%); }
   .bar { gap: .5rem; } .bar .by { display: none; } .bar nav { gap: .7rem; }
