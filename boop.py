@@ -1895,8 +1895,8 @@ boop_last_success_timestamp_seconds {unix_time(live) if live else 0}
 """
 
 
-# The page, for the list and for a log. Each state has a shape of its own, not only a
-# colour. Links are relative: boop may live below any path of a reverse proxy.
+# The page, for the list and for a log. Links are relative: boop may live below any path
+# of a reverse proxy.
 PAGE = """\
 <!doctype html>
 <html lang="en">
@@ -1906,18 +1906,8 @@ PAGE = """\
 <title>boop</title>
 <link rel="icon" href="data:,">
 <link rel="stylesheet" href="ROOTboop.css?EDITION">
-<script src="ROOTboop.js?EDITION" defer></script>
+<script src="ROOTboop.js?EDITION" type="module"></script>
 <body data-root="ROOT">
-<svg class="sprite" width="0" height="0" aria-hidden="true">
-<symbol id="queued" viewBox="0 0 16 16"><circle class="ring" cx="8" cy="8" r="7"/>
-<path class="ring" d="M8 4.5V8l2.5 1.5"/></symbol>
-<symbol id="inprogress" viewBox="0 0 16 16">
-<circle class="ring dim" cx="8" cy="8" r="7"/>
-<path class="ring spin" d="M8 1a7 7 0 0 1 7 7"/><path d="M6.3 5v6l5-3z"/></symbol>
-<symbol id="success" viewBox="0 0 16 16"><circle cx="8" cy="8" r="8"/>
-<path class="cut" d="M4.5 8.3 7 10.8l4.5-5"/></symbol>
-<symbol id="fail" viewBox="0 0 16 16"><path d="M5 0h6l5 5v6l-5 5H5l-5-5V5z"/>
-<path class="cut" d="m5 5 6 6m0-6-6 6"/></symbol></svg>
 <header></header>
 <main><noscript><a href="?text">Without JavaScript: plain text</a></noscript></main>
 <p id="said" class="sr" role="status"></p>
@@ -1962,7 +1952,6 @@ h2 { font-size: .95rem; font-weight: 650; margin: 1.6rem 0 .6rem; }
   clip-path: inset(50%); white-space: nowrap; }
 .skip:focus { position: fixed; z-index: 3; padding: .6rem 1rem;
   background: var(--panel); }
-.sprite { position: absolute; }
 .icon { width: 1.05em; height: 1.05em; flex: none; fill: currentColor; }
 .spin { transform-origin: 8px 8px; animation: spin 1.2s linear infinite; }
 .ring, .cut { fill: none; stroke: currentColor; stroke-width: 2;
@@ -2005,7 +1994,7 @@ figure { flex: 0 1 22rem; align-self: end; text-align: right; }
 .rows div > a:focus-visible { outline: 0; }
 .rows div > a:focus-visible::after { outline: 2px solid var(--inprogress);
   outline-offset: -3px; border-radius: 10px; }
-.rows i { font-style: normal; font-weight: 400; color: var(--muted); }
+.rows a span { font-weight: 400; color: var(--muted); }
 .rows .meta a, .rows time { position: relative; z-index: 1; }
 .when { text-align: right; white-space: nowrap; }
 
@@ -2055,8 +2044,6 @@ dl { display: flex; flex-wrap: wrap; gap: .7rem 2rem; margin-top: .9rem; }
 # The page's behaviour. Served as boop.js. A log reaches the page as text nodes only.
 BOOP_JS = r"""// boop's page: it draws the JSON that programs get.
 // Whatever a record or a log says becomes text or a checked link, and never markup.
-"use strict";
-(() => {
 const $ = selector => document.querySelector(selector);
 const header = $("header"), main = $("main");
 const page = document.body.dataset;  // root: leads to the list; status: what is shown
@@ -2069,95 +2056,96 @@ const get = async url => {  // ?text and ?follow are text all the same
   return answer;
 };
 
-// Elements. Of their attributes and children, what is empty is left out.
-function element(namespace, tag, attributes, ...children) {
+// Elements: el("p.meta", {title: "A"}, "text", node, …). What is empty is left out.
+function element(namespace, name, ...parts) {
+  const [tag, ...classes] = name.split(".");
   const made = document.createElementNS(`http://www.w3.org/${namespace}`, tag);
-  for (const [name, value] of Object.entries(attributes ?? {}))
-    if (value) made.setAttribute(name, value);
-  made.append(...children.flat(2).filter(Boolean));
+  if (classes.length) made.setAttribute("class", classes.join(" "));
+  for (const part of parts.flat(2).filter(Boolean))
+    if (part.constructor !== Object) made.append(part);
+    else for (const key in part) made.setAttribute(key, part[key]);
   return made;
 }
 const el = (...of) => element("1999/xhtml", ...of);
 const svg = (...of) => element("2000/svg", ...of);
-const icon = status => svg("svg", {class: `icon ${status}`, "aria-hidden": "true"},
-  svg("use", {href: `#${status}`}));
 
-// A text's first line, with "?" for what could fool a reader.
-const shown = text => (text ?? "").trim().split("\n")[0]
-  .replace(/(?!\u200d)[\p{Cc}\p{Cf}\p{Cs}\u2028\u2029]/gu, "?");
+// Each state has a shape of its own, not only a colour: paths, by how they are drawn.
+const DISC = "M16 8A8 8 0 1 1 0 8a8 8 0 1 1 16 0z";
+const RING = "M15 8A7 7 0 1 1 1 8a7 7 0 1 1 14 0z";
+const STATES = {
+  none: {glyph: "boop:", shape: {solid: DISC}},
+  queued: {glyph: "○", word: "queued", says: "Waiting to deploy",
+    shape: {ring: RING, "ring.hands": "M8 4.5V8l2.5 1.5"}},
+  inprogress: {glyph: "▶", word: "in progress", says: "Deploying", shape: {
+    "ring.dim": RING, "ring.spin": "M8 1a7 7 0 0 1 7 7", solid: "M6.3 5v6l5-3z"}},
+  success: {glyph: "✓", word: "success", says: "The site is live",
+    shape: {solid: DISC, cut: "M4.5 8.3 7 10.8l4.5-5"}},
+  fail: {glyph: "✗", word: "failed", says: "The last deployment failed",
+    shape: {solid: "M5 0h6l5 5v6l-5 5H5l-5-5V5z", cut: "m5 5 6 6m0-6-6 6"}}};
+const shapes = status => svg("svg", {viewBox: "0 0 16 16"},
+  Object.entries(STATES[status].shape).map(([drawn, d]) => svg(`path.${drawn}`, {d})));
+const icon = status =>
+  svg(`svg.icon.${status}`, {"aria-hidden": "true"}, shapes(status));
 
 // Times
-const took = s => s < 9.95 ? `${Math.max(s, 0).toFixed(1)} s`
+const two = n => String(Math.floor(n)).padStart(2, 0);
+const took = (s, digits = 1) => s < 9.95 ? `${Math.max(s, 0).toFixed(digits)} s`
   : (s = Math.round(s)) < 60 ? `${s} s`
-  : s < 3600 ? `${s / 60 | 0}m ${String(s % 60).padStart(2, 0)}s`
-  : `${s / 3600 | 0}h ${String(s % 3600 / 60 | 0).padStart(2, 0)}m`;
-function ago(s, exact) {
-  if (s < 45) return "just now";
-  for (const [limit, unit, name] of
-       [[5400, 60, "min"], [129600, 3600, "h"], [2592000, 86400, "d"]])
-    if (s < limit) return `${Math.max(1, Math.round(s / unit))} ${name} ago`;
-  return exact.slice(0, 10);
-}
+  : s < 3600 ? `${Math.floor(s / 60)}m ${two(s % 60)}s`
+  : `${Math.floor(s / 3600)}h ${two(s % 3600 / 60)}m`;
+const ago = (s, at) => s < 45 ? "just now"
+  : s < 5400 ? `${Math.round(s / 60)} min ago`
+  : s < 129600 ? `${Math.round(s / 3600)} h ago`
+  : s < 2592000 ? `${Math.round(s / 86400)} d ago` : at.slice(0, 10);
 function tick(time) {
-  const s = (Date.now() - Date.parse(time.dateTime)) / 1000;
-  const text = time.className === "run"
-    ? took(Math.max(0, Math.floor(s))).replace(".0", "") : ago(s, time.title);
+  const at = time.dateTime, s = (Date.now() - Date.parse(at)) / 1000;
+  const text = time.className === "run" ? took(Math.floor(s), 0) : ago(s, at);
   if (time.textContent !== text) time.textContent = text;
   return time;
 }
-const moment = at => tick(el("time", {class: "ago", datetime: at,
+const moment = at => tick(el("time.ago", {datetime: at,
   title: `${at.slice(0, 19).replace("T", " ")} UTC`}));
 const ran = d => d.status === "inprogress"
-  ? tick(el("time", {class: "run", datetime: d.started_at}))
+  ? tick(el("time.run", {datetime: d.started_at}))
   : d.duration !== null && took(d.duration);
 
-// What a record says, in words
-const STATES = {queued: ["○", "queued", "Waiting to deploy"],
-  inprogress: ["▶", "in progress", "Deploying"],
-  success: ["✓", "success", "The site is live"],
-  fail: ["✗", "failed", "The last deployment failed"]};
+// What a record says, in words; of a text the first line, "?" for what fools a reader.
+const shown = text => (text ?? "").trim().split("\n")[0]
+  .replace(/(?!\u200d)[\p{Cc}\p{Cf}\p{Cs}\u2028\u2029]/gu, "?");
 const TRIGGERS = {push: "pushed", "catch-up": "caught up", manual: "by hand",
   poll: "polled", interrupted: "run again after an interruption"};
-const label = d => `#${d.number} ${STATES[d.status][1]}`;
+const label = d => `#${d.number} ${STATES[d.status].word}`;
 const siteName = d =>  // https://github.com/ada/site.git -> site
   shown(d.repo).replace(/(\.git)?\/*$/, "").split("/").pop() || "site";
-const what = d => shown(d.message) || `${TRIGGERS[d.trigger] ?? shown(d.trigger)}: `
-  + (shown(d.commit).slice(0, 7) || shown(d.branch));
-const why = d => d.reason && el("p", {class: "why"}, shown(d.reason));
-const to = (d, ...children) => el("a", {href: `log/${d.number}`}, ...children);
-const visit = d => /^https?:\/\//i.test(d?.url ?? "")
-  && el("a", {href: d.url}, "visit");
+const short = d => shown(d.commit).slice(0, 7);
+const what = d => shown(d.message)
+  || `${TRIGGERS[d.trigger] ?? shown(d.trigger)}: ${short(d) || shown(d.branch)}`;
+const why = d => d.reason && el("p.why", shown(d.reason));
+const to = (d, ...words) => el("a", {href: `log/${d.number}`}, words);
 
 // The commit, linked to its page on a forge that is known by its host's name:
 // https://github.com/ada/site.git, git@gitlab.com:ada/site.git, ssh://git@… alike.
-const PLACE = new RegExp(String.raw`^(?:\w+://)?(?:[^@/]+@)?([\w.-]+)(?::\d+)?[:/]/?`
-  + String.raw`([\w.~/-]+?)(?:\.git)?/?$`);
-const COMMIT_PAGES = [
-  [/^(github\.com|codeberg\.org)$|^(gitea|forgejo)\./, "commit"],
-  [/^gitlab\./, "-/commit"], [/^bitbucket\.org$/, "commits"]];
+const FORGE = new RegExp(String.raw`^(?:\w+://)?(?:[^@/]+@)?(?<host>github\.com|`
+  + String.raw`bitbucket\.org|codeberg\.org|(?:gitea|forgejo|gitlab)\.[\w.-]+)(?::\d+)?`
+  + String.raw`[:/]/?(?<path>[\w.~/-]+?)(?:\.git)?/?$`);
+const COMMIT_PAGES = {bitbucket: "commits", gitlab: "-/commit"};
 function commit(d) {
-  const code = d.commit && el("code", null, shown(d.commit).slice(0, 7));
-  const [, host, path] = PLACE.exec(d.repo) ?? [];
-  const page = COMMIT_PAGES.find(([hosts]) => hosts.test(host))?.[1];
-  if (!page || !/^[0-9a-f]{40,64}$/.test(d.commit)) return code;
-  return el("a", {href: `https://${host}/${path}/${page}/${d.commit}`}, code);
+  const code = d.commit && el("code", short(d)), at = FORGE.exec(d.repo)?.groups;
+  if (!at || !/^[0-9a-f]{40,64}$/.test(d.commit)) return code;
+  const kind = COMMIT_PAGES[at.host.split(".")[0]] ?? "commit";
+  return el("a", {href: `https://${at.host}/${at.path}/${kind}/${d.commit}`}, code);
 }
 
 // The list
-const ROWS = 200;  // they are all drawn anew at each change
 function drawList(ds) {
   const d = ds.find(d => d.status === "inprogress") ?? ds[0];
   const several = new Set(ds.map(d => d.repo)).size > 1;
   const name = several ? "boop" : siteName(d);
-  header.replaceChildren(el("b", null, name),
-    el("span", {class: "by"}, "deployed by boop"));
+  header.replaceChildren(el("b", name), el("span.by", "deployed by boop"));
   main.replaceChildren(hero(d, ds), el("section", {"aria-labelledby": "all"},
     el("h2", {id: "all"}, "Deployments"),
-    el("ol", {class: "rows"}, ds.slice(0, ROWS).map(d => row(d, ds, several))),
-    el("p", null, ds.length > ROWS && el("a", {href: "?text"},
-      `all as text, ${ds.length - ROWS} older ones too`))));
-  const [glyph, word] = STATES[d.status];
-  show(d, `${glyph} ${word} · ${name}`);
+    el("ol.rows", ds.map(d => row(d, ds, several)))));
+  show(d, STATES[d.status].word, name);
 }
 const liveOf = (d, ds) => ds.find(old => old.status === "success"
   && old.repo === d.repo && old.branch === d.branch);
@@ -2166,44 +2154,40 @@ function hero(d, ds) {
   const when = d.status === "inprogress" ? ["running for ", time]
     : !d.finished_at ? ["queued ", moment(d.queued_at)]
     : [moment(d.finished_at), time && `, took ${time}`];
-  return el("section", {class: `hero ${d.status}`, "aria-label": "State"},
-    icon(d.status), el("div", null, el("div", {class: "state"},
-      el("h1", null, STATES[d.status][2]), visit(shows)), why(d),
-      el("p", null, to(d, `#${d.number}`), ` ${what(d)}`),
-      el("p", {class: "meta"}, when, shows && shows !== d
-        && [" · the site shows ", to(shows, `#${shows.number}`), ", ",
-          moment(shows.finished_at)])), chart(ds));
+  const visit = /^https?:\/\//i.test(shows?.url) && el("a", {href: shows.url}, "visit");
+  return el(`section.hero.${d.status}`, {"aria-label": "State"}, icon(d.status),
+    el("div", el("div.state", el("h1", STATES[d.status].says), visit), why(d),
+      el("p", to(d, `#${d.number}`), ` ${what(d)}`),
+      el("p.meta", when, shows && shows !== d && [" · the site shows ",
+        to(shows, `#${shows.number}`), ", ", moment(shows.finished_at)])), chart(ds));
 }
 function row(d, ds, several) {
-  const facts = [several && siteName(d), el("span", null, shown(d.branch)), commit(d),
+  const facts = [several && siteName(d), shown(d.branch), commit(d),
     shown(d.author), d.pushes > 1 ? `${d.pushes} pushes` : shown(d.trigger),
-    liveOf(d, ds) === d && el("b", {class: "success"}, "live")].filter(Boolean);
-  return el("li", null, icon(d.status),
-    el("span", {class: `st ${d.status}`}, STATES[d.status][1]),
-    el("div", null, to(d, el("i", null, `#${d.number}`), ` ${what(d)}`),
-      el("p", {class: "meta"}, facts.flatMap((fact, i) => [i && " · ", fact])), why(d)),
-    el("p", {class: "when"}, moment(d.queued_at), el("br"), el("span", null, ran(d))));
+    liveOf(d, ds) === d && el("b.success", "live")].filter(Boolean);
+  return el("li", icon(d.status), el(`span.st.${d.status}`, STATES[d.status].word),
+    el("div", to(d, el("span", `#${d.number}`), ` ${what(d)}`),
+      el("p.meta", facts.flatMap((fact, i) => [i && " · ", fact])), why(d)),
+    el("p.when", moment(d.queued_at), el("br"), el("span", ran(d))));
 }
 
 // The last runs' durations as bars, oldest left; a fail is red and hollow.
-const RUNS = 60, HEIGHT = 48;  // px
+const HEIGHT = 48;  // px
 function chart(ds) {
-  const runs = ds.filter(d => d.duration).slice(0, RUNS).reverse();
+  const runs = ds.filter(d => d.duration).slice(0, 60).reverse();
   if (runs.length < 2) return null;
   const times = runs.map(d => d.duration).sort((a, b) => a - b);
   const longest = times.at(-1), median = times[times.length >> 1];
+  const width = 6 * runs.length;
   const bars = runs.map((d, i) => {
     const up = Math.max(3, d.duration / longest * HEIGHT) - 1;
-    const bar = {class: d.status, d: `M${6 * i + 1.5} ${HEIGHT - .5}v-${up}h3v${up}z`};
-    const link = {href: `log/${d.number}`, tabindex: "-1"};  // keyboards have the list
-    return svg("a", link, svg("title", null, `${label(d)}, ${took(d.duration)}`),
-      svg("path", bar));
+    return svg("a", {href: `log/${d.number}`, tabindex: -1},  // keyboards have the list
+      svg("title", `${label(d)}, ${took(d.duration)}`),
+      svg(`path.${d.status}`, {d: `M${6 * i + 1.5} ${HEIGHT - .5}v-${up}h3v${up}z`}));
   });
-  const width = 6 * runs.length;
-  return el("figure", null, svg("svg", {class: "chart", "aria-hidden": "true", width,
-    height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`}, bars),
-  el("figcaption", null, `Last ${runs.length} runs: median ${took(median)}, `
-    + `longest ${took(longest)}`));
+  return el("figure", svg("svg.chart", {"aria-hidden": "true", width, height: HEIGHT,
+    viewBox: `0 0 ${width} ${HEIGHT}`}, bars), el("figcaption",
+    `Last ${runs.length} runs: median ${took(median)}, longest ${took(longest)}`));
 }
 
 // Nothing yet: the text that curl gets. What stands between backticks is code.
@@ -2211,71 +2195,66 @@ async function drawEmpty() {
   const text = await (await get("?text")).text();
   const words = text.trim().replace("this address with `/deploy`",
     `\`${new URL("deploy", location)}\``).split("`");
-  header.replaceChildren(el("b", null, "boop"));
-  main.replaceChildren(el("section", {class: "hero"}, el("pre", {class: "steps"},
-    words.map((part, i) => i % 2 ? el("code", null, part) : part))));
-  show(null, "boop: no deployments yet");
+  header.replaceChildren(el("b", "boop"));
+  main.replaceChildren(el("section.hero",
+    el("pre.steps", words.map((part, i) => i % 2 ? el("code", part) : part))));
+  show({status: "none"}, "no deployments yet");
 }
 
 // A log: what stays in sight, then the facts, then the log itself
-const facts = el("section"), earlier = el("p", {id: "earlier"});
-const log = el("div", {id: "log", tabindex: "-1", "aria-busy": "true"});
-const end = el("button", {id: "end", type: "button", hidden: "hidden"}, "↓ End");
+const earlier = el("p", {id: "earlier"});
+const log = el("div", {id: "log", tabindex: -1, "aria-busy": "true"});
+const end = el("button", {id: "end", hidden: ""}, "↓ End");
 function drawLog(ds) {  // newest first
   const at = here === "latest" ? 0 : ds.findIndex(d => String(d.number) === here);
-  const d = ds[at], newer = ds[at - 1], older = ds[at + 1];
+  const d = ds[at];
   if (!d) return;  // removed by now: what was drawn stays
   here = String(d.number);  // a later one may be the latest when this one ends
   const name = siteName(d);
   header.replaceChildren(el("a", {href: page.root}, name), icon(d.status),
-    el("b", null, label(d)), el("span", {class: "by"}, ran(d)),
+    el("b", label(d)), el("span.by", ran(d)),
     el("nav", {"aria-label": "Deployments"},
-      beside(older, "prev", "← "), beside(newer, "next", "", " →"),
+      beside(ds[at + 1], "prev", "← "), beside(ds[at - 1], "next", "", " →"),
       el("a", {href: `${here}?text`}, "plain text")));
   const [, ...rest] = (d.message ?? "").trim().split("\n").map(shown);
   const terms = {Branch: shown(d.branch), Commit: commit(d), Author: shown(d.author),
-    Trigger: shown(d.trigger), Pushes: d.pushes > 1 && `${d.pushes}`,
+    Trigger: shown(d.trigger), Pushes: d.pushes > 1 && d.pushes,
     Queued: moment(d.queued_at), Waited: d.started_at
-      && took((Date.parse(d.started_at) - Date.parse(d.queued_at)) / 1000),
+      && took((new Date(d.started_at) - new Date(d.queued_at)) / 1000),
     Ran: ran(d), Repository: shown(d.repo)};
-  facts.replaceChildren(el("h1", null, what(d)), why(d) || "",
-    rest.length ? el("pre", {class: "rest"}, rest.join("\n").trim()) : "",
-    el("dl", null, Object.entries(terms).map(([name, value]) => value
-      && el("div", null, el("dt", null, name), el("dd", null, value)))));
-  show(d, `${STATES[d.status][0]} ${label(d)} · ${name}`);
+  $("main > section").replaceWith(el("section", el("h1", what(d)), why(d),
+    rest.length && el("pre.rest", rest.join("\n").trim()),
+    el("dl", Object.entries(terms).map(([term, value]) =>
+      value && el("div", el("dt", term), el("dd", value))))));
+  show(d, label(d), name);
 }
-const beside = (d, rel, before, after) => d && el("a", {href: `${d.number}`, rel,
-  "aria-label": `#${d.number}`}, before, el("span", null, `#${d.number}`), after);
+const beside = (d, rel, before, after) => d && el("a", {href: d.number, rel,
+  "aria-label": `#${d.number}`}, before, el("span", `#${d.number}`), after);
 
 // The state, where the page's reader is not looking: tab, icon, screen reader
-let said;
-function show(d, title) {
+function show(d, ...words) {
+  const title = `${STATES[d.status].glyph} ${words.join(" · ")}`;
+  if (document.title !== title && document.title !== "boop")  // a change
+    $("#said").textContent = ["Deployment", label(d), shown(d.reason)].join(" ");
   document.title = title;
-  const status = page.status = d?.status ?? "none";
-  const color = getComputedStyle(main).getPropertyValue(`--${status}`) || "gray";
-  const shape = $(`symbol#${status}`)?.innerHTML ?? "<circle cx='8' cy='8' r='8'/>";
+  page.status = d.status;
+  const color = getComputedStyle(main).getPropertyValue(`--${d.status}`) || "gray";
   const image = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'><style>"
     + `.ring { fill: none; stroke: ${color} } .cut { fill: none; stroke: white }`
     + " * { stroke-width: 2 } .dim { opacity: .25 }</style>"
-    + `<g fill='${color}'>${shape}</g></svg>`;
+    + `<g fill='${color}'>${shapes(d.status).innerHTML}</g></svg>`;
   $("link[rel=icon]").href = `data:image/svg+xml,${encodeURIComponent(image)}`;
-  const reason = d?.reason ? `: ${shown(d.reason)}` : "";
-  const says = d ? `Deployment ${label(d)}${reason}` : "";
-  if (said !== undefined && said !== says) $("#said").textContent = says;
-  said = says;
 }
 
-// Fetch and draw again, without losing place or focus.
+// Fetch and draw again. A link that had the keyboard's focus has it afterwards.
 async function refresh() {
   const {deployments} = await (await get(page.root)).json();
-  const focus = document.activeElement?.getAttribute("href");
-  const within = document.activeElement?.closest(".rows") ? ".rows " : "";
+  const had = document.activeElement, isRow = a => Boolean(a.closest(".rows"));
   if (here) drawLog(deployments);
   else if (deployments.length) drawList(deployments);
   else await drawEmpty();
-  if (focus && document.activeElement === document.body)
-    $(`${within}a[href="${CSS.escape(focus)}"]:not([tabindex])`)
-      ?.focus({preventScroll: true});
+  if (!had.isConnected) [...document.links].find(a => a.href === had.href
+    && isRow(a) === isRow(had))?.focus({preventScroll: true});
 }
 
 // Draw, follow, draw again; a log's end is the end. boop's restarts are waited out.
@@ -2379,7 +2358,7 @@ function drawLines() {
 if (here) {
   header.className = "bar";
   header.before(el("a", {class: "skip", href: "#log"}, "Skip to the log"));
-  main.replaceChildren(facts, el("h2", {class: "sr"}, "Log"), earlier, log);
+  main.replaceChildren(el("section"), el("h2.sr", "Log"), earlier, log);
   main.after(end);
   end.onclick = () => scrollTo(0, bottom());
   addEventListener("scroll", offer, {passive: true});
@@ -2387,7 +2366,6 @@ if (here) {
 setInterval(() => document.hidden
   || document.querySelectorAll("time").forEach(tick), 1000);
 follow();
-})();
 """
 
 
