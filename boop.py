@@ -2257,74 +2257,39 @@ async function refresh() {
     && isRow(a) === isRow(had))?.focus({preventScroll: true});
 }
 
-// Draw, follow, draw again; a log's end is the end. boop's restarts are waited out.
-async function follow() {
-  for (let pause = 500; ; pause = Math.min(pause * 2, 30000)) {
-    try {
-      await refresh();
-      const {body} = await get(`${here}?follow`);
-      if (here) begin();
-      else await refresh();  // something may have changed just before
-      const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-      for (let got; !(got = await reader.read()).done; pause = 500) {
-        if (here) feed(got.value);
-        if (!here || page.status === "queued") await refresh();
-      }
-      await refresh();
-      if (here && !live()) break;
-    } catch (error) {
-      console.info(`boop: ${error.message}; trying again`);
-      if (!header.firstChild)  // nothing is drawn yet
-        header.append("boop does not answer; trying again …");
-    }
-    await new Promise(done => setTimeout(done, pause));
-  }
-  drawLines();
-  log.removeAttribute("aria-busy");
-}
-
 // ANSI: the eight colours and bold become classes; every other escape is swallowed.
 const SGR = /\x1b\[([\d;:]*)m/;
-const SWALLOWED = new RegExp(String.raw`(?!${SGR.source})\x1b(?:\[[0-?]*[ -/]*[@-~]`
-  + String.raw`|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])?`
-  + String.raw`|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]`, "g");
+const SWALLOWED =
+  /\x1b[\]PX^_][^\x07\x1b]*(\x07|\x1b\\)|\x1b(\[[0-?]*)?[ -\/]*[0-~]|(?!\t)\p{Cc}/gu;
+const PENS = {0: {bold: "", color: ""}, 1: {bold: ".bold"}, 22: {bold: ""},
+  39: {color: ""}};
 function sgr(codes, pen) {
   for (const code of codes.split(/[;:]/).map(Number)) {
     if (code === 38 || code === 48) return;  // one of 256, or of 16 million
-    if (code === 0 || code === 22) pen.bold = "";
-    if (code === 0 || code === 39) pen.color = "";
-    if (code === 1) pen.bold = "bold ";
-    if (code >= 30 && code < 38 || code >= 90 && code < 98) pen.color = `c${code % 10}`;
+    Object.assign(pen, PENS[code]);
+    if (/^[39][0-7]$/.test(code)) pen.color = `.c${code % 10}`;
   }
 }
 function lineOf(raw, number, pen) {
   const line = el("div", {id: `L${number}`},
-    el("a", {href: `#L${number}`, "data-n": `${number}`, tabindex: "-1"}));
-  const text = raw.slice(0, LONG).replace(/\r+$/, "").replace(SWALLOWED, "");
-  text.split(SGR).forEach((part, i) => {
-    const style = pen.bold + pen.color;
-    if (i % 2) sgr(part, pen);
-    else if (part) line.append(style ? el("span", {class: style}, part) : part);
+    el("a", {href: `#L${number}`, "data-n": number, tabindex: -1}));
+  raw.split(SGR).forEach((part, i) => {
+    if (i % 2) return sgr(part, pen);
+    const text = part.replace(SWALLOWED, ""), style = pen.bold + pen.color;
+    if (text) line.append(style ? el(`span${style}`, text) : text);
   });
-  if (raw.length > LONG) {
-    line.append("…");
-    sgr("0", pen);  // what would have ended a colour may be cut off
-  }
   return line;
 }
 
 // Lines: of a log the last ones, so that none is too much for the browser. What costs
 // memory are characters, and as much as 200 a line's elements, as 30 an escape's.
 const MOST = 1e6, LONG = 2000;  // characters of a log, and of a line
-const weight = raw => Math.max(200, raw.length + 30 * (raw.split("\x1b").length - 1));
-let lines, first, next, pen;  // first: of lines; next: to be drawn, with that pen
-let partial, timer;
-function begin() {
-  log.replaceChildren();
-  [lines, first, next, pen] = [[""], 1, 1, {bold: "", color: ""}];
+const weight = raw => Math.max(200, raw.length + 30 * raw.split("\x1b").length);
+let lines, first, pen, partial, timer;  // first: number of the first line of `lines`
+function cut(raw) {  // less what was drawn over, and what is too long to be shown
+  const line = raw.slice(raw.lastIndexOf("\r", raw.length - 2) + 1);
+  return line.length > LONG ? `${line.slice(0, LONG)}\x1b[m…` : line;
 }
-const cut = raw =>  // less what was drawn over, and what is too long to be shown
-  raw.slice(raw.lastIndexOf("\r", raw.length - 2) + 1).slice(0, LONG + 1);
 function feed(text) {
   lines = lines.concat((lines.pop() + text).split("\n").map(cut));
   timer ||= setTimeout(drawLines, 30);
@@ -2334,17 +2299,15 @@ const offer = () => { end.hidden = bottom() - scrollY < innerHeight / 2; };
 function drawLines() {
   const stuck = live() && bottom() - scrollY < 30;  // scrolled up it is left alone
   timer = 0;
-  let gone = lines.length;
-  for (let room = MOST; gone && room > 0; gone--) room -= weight(lines[gone - 1]);
-  lines.splice(0, gone);
+  partial?.remove();  // it may have grown
+  let room = MOST;
+  const gone = lines.findLastIndex(raw => (room -= weight(raw)) < 0) + 1;
+  lines.splice(0, gone).forEach(() => log.firstChild?.remove());
   first += gone;
-  partial?.remove();
-  next = Math.max(next, first);
-  while (log.childElementCount > next - first) log.firstChild.remove();
-  for (; next < first + lines.length - 1; next++)
-    log.append(lineOf(lines[next - first], next, pen));
-  partial = lines.at(-1) ? lineOf(lines.at(-1), next, {...pen}) : null;
-  if (partial) log.append(partial);
+  const draw = (raw, pen) =>
+    log.appendChild(lineOf(raw, first + log.childElementCount, pen));
+  lines.slice(log.childElementCount, -1).forEach(raw => draw(raw, pen));
+  partial = lines.at(-1) ? draw(lines.at(-1), {...pen}) : null;
   if (first > 1) earlier.replaceChildren(
     `… ${(first - 1).toLocaleString("en")} earlier lines: `,
     el("a", {href: `${here}?text`}, "as text"));
@@ -2357,7 +2320,7 @@ function drawLines() {
 
 if (here) {
   header.className = "bar";
-  header.before(el("a", {class: "skip", href: "#log"}, "Skip to the log"));
+  header.before(el("a.skip", {href: "#log"}, "Skip to the log"));
   main.replaceChildren(el("section"), el("h2.sr", "Log"), earlier, log);
   main.after(end);
   end.onclick = () => scrollTo(0, bottom());
@@ -2365,7 +2328,31 @@ if (here) {
 }
 setInterval(() => document.hidden
   || document.querySelectorAll("time").forEach(tick), 1000);
-follow();
+
+// Draw, follow, draw again; a log's end is the end. boop's restarts are waited out.
+for (let pause = 500; ; pause = Math.min(pause * 2, 30000)) {
+  try {
+    await refresh();
+    const {body} = await get(`${here}?follow`);
+    log.replaceChildren();  // it comes whole
+    [lines, first, pen] = [[""], 1, {...PENS[0]}];
+    const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let got = {}; !got.done; got = await reader.read()) {
+      if (here && got.value) feed(got.value);
+      if (!here || page.status === "queued") await refresh();
+      pause = 500;
+    }
+    await refresh();
+    if (here && !live()) break;
+  } catch (error) {
+    console.info(`boop: ${error.message}; trying again`);
+    if (!header.firstChild)  // nothing is drawn yet
+      header.append("boop does not answer; trying again …");
+  }
+  await new Promise(done => setTimeout(done, pause));
+}
+drawLines();
+log.removeAttribute("aria-busy");
 """
 
 
