@@ -1204,7 +1204,7 @@ class InABrowser(Case):
         self.shows("the site shows #6")
         self.assertEqual(self.each(".hero .why"), ["exit status 7"])
         self.assertEqual(self.each(".state a", "href"), ["https://example.org/"])
-        self.assertEqual(self.each("li:has(b.success) i"), ["#7", "#6"])
+        self.assertEqual(self.each("li:has(b.success) div > a > span"), ["#7", "#6"])
 
     def test_a_logs_bar_leads_to_its_neighbours_and_fits_a_phone(self) -> None:
         repo = "https://github.com/ada/a-site-with-a-name-that-is-long.git"
