@@ -1088,10 +1088,10 @@ class Deployments:
         """Of the same branch, less those that left all as it was."""
         return next((d for d in self._of(push) if not d.void), None)
 
-    def _of(self, push: Push | Deployment) -> list[Deployment]:
+    def _of(self, push: Push | Deployment) -> typing.Iterator[Deployment]:
         """Those of the same branch, newest first."""
         branch = push.repo, push.branch
-        return [d for d in self.newest_first() if (d.repo, d.branch) == branch]
+        return (d for d in self.newest_first() if (d.repo, d.branch) == branch)
 
     def _new(self, push: Push, pushes: int) -> Deployment:
         """The next one. What only a forge's push says of a repository, is kept."""
