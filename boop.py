@@ -2606,7 +2606,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         it is for somebody who only looked."""
         why, hook = say.mask.text(why), self.path == "/deploy"
         if hook or self.command == "POST":
-            say(f"{status} to {self.client_address[0]}: {why}", NOTICE)
+            said = why if word == "error" else f"{word}: {why}"
+            say(f"{status} to {self.client_address[0]}: {said}", NOTICE)
         scheme = "Signature" if hook else 'Basic realm="boop", charset="UTF-8"'
         more = {
             401: {"WWW_Authenticate": scheme},
@@ -2996,7 +2997,8 @@ class Boop:
         if not (os.isatty(1) or say.journal):  # where it would be read twice
             with contextlib.suppress(OSError):  # whoever started boop does not listen
                 os.write(1, f"{address}\n".encode())
-        what = f"{s.repo}, branch {s.branch or 'HEAD'}," if s.repo else ""
+        branch = f"branch {s.branch}" if s.branch else "its default branch"
+        what = f"{s.repo}, {branch}," if s.repo else ""
         say(f"deploys {what or 'whatever repository a push names'} with {s.script}")
         if not s.secret:
             say("no BOOP_SECRET: every hook is answered 503 until one is set", WARNING)
@@ -3051,6 +3053,7 @@ def cancel(settings: Settings, number: str | None) -> int:
 
 def deploy(settings: Settings, commit: str | None, force: bool) -> int:
     """`boop.py deploy`: prints the log as it grows. 0 on success, 1 on a fail."""
+    call(settings, "/")  # before anything has begun: is the password right?
     exactly = {} if commit is None else {"commit": commit}
     answer = call(settings, "/deploy", {**exactly, "force": force})
     path = json.load(answer)["log"]

@@ -1505,8 +1505,11 @@ class ByHand(Case):
             self.expect(b.by_hand(**wish), 400)
         self.expect(b.by_hand(cancel=1), 409)
         self.expect(b.by_hand(cancel=9), 404)
-        b.env["BOOP_REPO"] = ""
+        b.env |= {"BOOP_REPO": "", "BOOP_PASSWORD": "hunter2"}
         self.expect(b.restart().by_hand(), 400, "BOOP_REPO")
+        del b.env["BOOP_PASSWORD"]
+        status, _, err = self.ask(b, "deploy")  # by who would see no log of it
+        self.assertEqual((status, "wants the password" in err), (1, True), err)
 
     def test_a_hung_build_is_cancelled_and_what_waits_behind_it_runs(self) -> None:
         hung = "trap 'echo bye; exit' TERM; echo hung; sleep 1000 & wait"
