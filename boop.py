@@ -2446,7 +2446,7 @@ class Door:
     def _answer(self, connection: socket.socket, address: typing.Any) -> None:
         """The thread of a connection."""
         try:
-            Handler(connection, address, self)
+            Handler(connection, address, self)  # type: ignore[arg-type]
         except OSError:
             pass  # the client is gone
         except Exception as error:  # noqa: BLE001  the thread's edge
@@ -2503,15 +2503,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         ("GET", re.compile("/healthz"), "healthz", False),
     )
 
-    def __init__(
-        self, connection: socket.socket, address: typing.Any, door: Door
-    ) -> None:
-        self.door, self.deployments = door, door.deployments
-        super().__init__(connection, address, None)  # type: ignore[arg-type]
-
     def setup(self) -> None:
         """The files to read the request from, and to write the answer to."""
-        self.connection: socket.socket = self.request
+        self.door: Door = self.server  # type: ignore[assignment]  # as Door calls it
+        self.deployments, self.connection = self.door.deployments, self.request
         self.incoming = Incoming(self.connection)
         self.rfile = self.body = io.BufferedReader(self.incoming)
         self.wfile = self.connection.makefile("wb")
