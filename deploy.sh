@@ -31,8 +31,9 @@ unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX CDPATH    # of a git hook
 die() { echo "deploy: $1" >&2; echo "reason=$1" >>"$result"; exit 1; }
 try() {                         # try WHAT COMMAND...: its own words say why it failed
   "${@:2}" 2>&1 | tee "said.$2" && return
-  local why="exit status $?" error='^([^w].*)?(error|fatal|fail|denied|unable|not )'
-  why=$(grep -aiEm 1 "$error" "said.$2" || echo "$why")         # but no warning's
+  local why="exit status $?" error='error|fatal|fail|denied|unable|not '
+  why=$(grep -aiEm 1 "^(ssh: |connection |([^w*].*)?($error))" "said.$2" ||
+    grep -am 1 . "said.$2" || echo "$why")      # but no warning's
   die "$1: ${why//"$work/src/"/}"
 }
 report() {                      # report fetch "main at 1234abc": with the step's time
@@ -51,18 +52,21 @@ fi
 state=${BOOP_STATE:-${XDG_STATE_HOME:-~/.local/state}/boop}
 work=$(realpath -m -- "$state")/work target=${DEPLOY_TO:-$state/public}
 target=${target/#\~\//~/}               # no shell has seen it yet
+[[ $target != \~ ]] || target=~
 
-pick() {                        # pick NAMES: copies of these files, in a new "stage"
+pick() {                        # pick NAMES [-l]: copies or links, in a new "stage"
   rm -rf -- "$stage" && mkdir -- "$stage" &&
-    (cd "$site" && xargs -d '\n' cp --parents -t "$stage" -- <"$work/$1")
+    (cd "$site" && xargs -d '\n' cp "${@:2}" --parents -t "$stage" -- <"$work/$1")
 }
-# Older versions do not know AWS_ENDPOINT_URL.
-aws() { command aws ${AWS_ENDPOINT_URL:+--endpoint-url "$AWS_ENDPOINT_URL"} "$@"; }
+aws() {                         # older versions do not know these variables
+  local url=${AWS_ENDPOINT_URL_S3:-${AWS_ENDPOINT_URL:-}}
+  command aws ${url:+--endpoint-url "$url"} "$@"
+}
 # A target, be it a bucket or a folder, can do three things:
 #   list     "size<tab>name" lines of all that is there, to the file "there"
 #   put NAMES CACHE-CONTROL [CONTENT-TYPE]    publish the site's files that a file names
 #   delete   what the file "gone" names
-if [[ ${target%/}/ =~ ^s3://([^/]+)/(([[:alnum:]._=+-]+/)*)$ ]]; then
+if [[ ${target%/}/ =~ ^s3://([^/]+)/(([[:alnum:]._=+@~, -]+/)*)$ ]]; then
   bucket=${BASH_REMATCH[1]} prefix=${BASH_REMATCH[2]}
   target=s3://$bucket/$prefix stage=$work/stage
   list() {                      # of an empty bucket, aws says "None"
@@ -70,7 +74,7 @@ if [[ ${target%/}/ =~ ^s3://([^/]+)/(([[:alnum:]._=+-]+/)*)$ ]]; then
       --query 'Contents[].[Size,Key]' | sed -n "s|\t$prefix|\t|p" >there
   }
   put() {
-    pick "$1" && aws s3 cp --recursive --only-show-errors "$stage" "$target" \
+    pick "$1" -l && aws s3 cp --recursive --only-show-errors "$stage" "$target" \
       --cache-control "$2" ${3:+--content-type "$3"}
   }
   delete() {                    # 1000 names a request, whose answer may hold errors
@@ -90,13 +94,20 @@ else
   done
   [[ $target/ != "$work"/* && ! -e $target/.git ]] ||
     die "DEPLOY_TO=$target is in boop's work folder, or a git checkout"
-  list() { mkdir -p "$target" && find "$target" ! -type d -printf '%s\t%P\n' >there; }
+  list() {
+    rm -rf -- "$stage" && mkdir -p -- "$target" &&
+      find "$target" ! -type d -printf '%s\t%P\n' >there
+  }
   link() {                      # and rename: never half a file
     (cd "$stage" && xargs -d '\n' cp -lf --parents -t "$target" -- <"$work/$1")
   }
   put() {                       # all is copied first, as there may be no room for it
-    [[ -e $stage ]] || pick changed || return
-    link "$1" || { delete && : >gone && link "$1"; }    # a file may be a folder now
+    [[ -e $stage ]] || pick changed || { rm -rf -- "$stage" && return 1; }
+    if [[ $swapped ]]; then delete && : >gone || return; fi
+    link "$1" || {              # an empty folder is in the way
+      (cd "$target" && xargs -d '\n' rmdir -- <"$work/$1" 2>/dev/null)
+      link "$1"
+    }
   }
   delete() (                    # and the folders that are empty then
     cd "$target" && xargs -d '\n' rm -f -- <"$work/gone" || return
@@ -105,13 +116,14 @@ else
   )
 fi
 
-known=$work/targets/${target//\//%}     # what is known of this target
+known=$(md5sum <<<"$target ${AWS_ENDPOINT_URL:-}")
+known=$work/targets/${known%% *}        # what is known of this target
 mkdir -p -- "$known"
 cd -- "$work"
 chmod 700 .
 exec 9>>lock                    # what a killed run left behind, an upload, holds it too
 flock -n 9 || { echo 'waiting for an earlier run to end'; flock 9; }
-rm -rf -- site src.new "$stage" batches said.*
+rm -rf -- site src.new batches said.*
 try "cannot list $target" list & lister=$!      # while git and hugo work
 
 # --- Fetch ----------------------------------------------------------------------------
@@ -127,13 +139,13 @@ git() {                         # and no cleaning up in the background, to be ki
 }
 update() (                      # update FOLDER; by &&, for an "if" puts set -e off
   [[ -e $1 ]] || git clone --quiet --no-checkout --no-local --single-branch \
-    "${as_owner[@]}" -- "$repo" "$1" || return
-  cd "$1" && git remote set-url origin "$repo" || return
+    ${BOOP_BRANCH:+--branch "$BOOP_BRANCH"} "${as_owner[@]}" -- "$repo" "$1" || return
+  cd "$1" || return
   local to=FETCH_HEAD           # or a commit that is here: its forge may be down
   if [[ $want != *[!0-9a-f]* ]] && git cat-file -e "$want^{commit}" 2>/dev/null; then
     to=$want
   else                          # with its history, for dates
-    git fetch --quiet "${as_owner[@]}" -- origin "$want" || return
+    git fetch --quiet --update-shallow "${as_owner[@]}" -- origin "$want" || return
   fi
   git reset --quiet --hard "$to" &&
     git clean --quiet -ffdx -e /resources/_gen || return        # hugo's pictures stay
@@ -141,8 +153,9 @@ update() (                      # update FOLDER; by &&, for an "if" puts set -e 
 )
 if [[ ${DEPLOY_FULL:-} == 1 ]]; then rm -rf src cache; fi
 if [[ -e building ]]; then rm -rf src/resources/_gen cache; fi  # hugo was killed
-if ! update src; then
-  echo 'trying again, with a fresh clone'
+origin=$(git -C src config remote.origin.url 2>/dev/null) || :
+if [[ $origin != "$repo" ]] || ! update src; then
+  [[ ! -e src ]] || echo 'making a fresh clone'
   try "cannot fetch ${want#refs/heads/}" update src.new
   rm -rf src && mv src.new src
 fi
@@ -151,17 +164,24 @@ tip=$(git -C src log -1 --format='%h: %s (%an)')
 report fetch "${want#refs/heads/} at $tip"
 
 # --- Build ----------------------------------------------------------------------------
-# Symbolic links could lead out of the repository (and hugo 0.123 follows none).
-find src -name .git -prune -o -type l -print0 | xargs -0r rm -v -- | sed 's/^/link: /'
 has() { [[ $(cd src && ls -d -- "$@" 2>/dev/null) ]]; }
 site=src hugo=''                # the repository as it is, without a Hugo configuration
 if has hugo.{toml,yaml,yml,json} config/_default ||     # config.json may be anyone's
   { has config.{toml,yaml,yml,json} && has content layouts themes; }; then
-  hugo=1 site=site
+  hugo=1
   command -v hugo >/dev/null || die 'this site needs hugo: apt install hugo'
+fi
+# Symbolic links may lead hugo around, but nobody out of the repository.
+find src -name .git -prune -o -type l -print0 | while IFS= read -rd '' link; do
+  real=${hugo:+$(realpath -e -- "$link" 2>/dev/null || :)}
+  if [[ $real != "$work/src/"* || $real/ == */.git/* ]]; then rm -v -- "$link"; fi
+done | sed 's/^/link: /'
+if [[ $hugo ]]; then
+  site=site
   : >building
   try 'hugo failed' hugo -s src -d "$work/site" --cacheDir "$work/cache"
   rm building
+  page=$(grep -rLiEm 1 --include='*.html' 'http-equiv="?refresh' site) || :  # no alias
 fi
 find "$site" -name .git -prune -o ! -name .gitmodules -type f -printf '%s\t%P\n' >here
 bad=$(grep -avxEm 1 $'[0-9]+\t[^[:cntrl:]]+' here | cut -f 2-) || :
@@ -192,13 +212,15 @@ names <(comm -13 <(sort "$known/manifest") <(sort manifest)) \
   <(comm -12 <(names "$known/tried") all) >changed
 if [[ ${DEPLOY_FULL:-} == 1 ]]; then cp all changed; fi
 # In boop's own folder, another repository's site may take over.
-[[ ${DEPLOY_TO:-} || $(<"$known/repo") == "$repo" ]] || : >lost
+[[ ${DEPLOY_TO:-} || ! -s $known/repo || $(<"$known/repo") == "$repo" ]] || : >lost
 lost=$(count lost) published=$(count "$known/manifest")
 if [[ ${DEPLOY_FORCE:-} == 1 ]]; then   # what looks like an accident is meant
   cp extra gone
 elif ((2 * lost > published)); then
   die "not without DEPLOY_FORCE=1: the site lost $lost of its $published files"
-elif [[ ! -e $site/index.html ]] && { [[ $hugo ]] || grep -qxF index.html lost; }; then
+elif [[ ! -s all ]]; then
+  die 'not without DEPLOY_FORCE=1: the site is empty'
+elif [[ $hugo && ! (-e site/index.html && $page) ]] || grep -qxF index.html lost; then
   die 'not without DEPLOY_FORCE=1: there is no home page, index.html (a theme?)'
 elif [[ $in_way && ! ${bucket:-} ]]; then
   die "not without DEPLOY_FORCE=1: ${in_way%%$'\n'*} is not boop's, and in the way"
@@ -207,15 +229,16 @@ elif [[ -s theirs ]]; then
 fi
 
 # --- Publish --------------------------------------------------------------------------
+swapped=$(comm -12 gone <(folders all) && comm -12 all <(folders gone))
 uploaded=$(count changed) deleted=$(count gone)
-cat changed gone >>"$known/tried"
-if [[ -s $known/tried ]]; then
+cat changed <(comm -23 gone theirs) >>"$known/tried"    # a forced run makes none ours
+if [[ -s $known/tried || -s gone ]]; then
   # A list of names for each Cache-Control and Content-Type: "batches/2 font|woff2".
   caches=(- 'public, max-age=31536000, immutable' 'public, max-age=600' "$page_cache")
   fingerprint='(\.[0-9a-f]{32,128}\.|_hu_?[0-9a-f]{16})[^/]*$'
   mkdir batches
   while IFS= read -r name; do
-    cache=2 type='' ext=${name##*.}
+    cache=2 type='' ext=${name##*.} ext=${ext,,}
     case $ext in                # a type only where not every aws knows it
       html | htm | xml | json | webmanifest) cache=3 ;;
       txt) cache=3 type='text/plain; charset=utf-8' ;;
@@ -238,9 +261,9 @@ if [[ -s $known/tried ]]; then
 fi
 mv manifest "$known/manifest"
 rm -rf -- "$known/tried" "$stage"
-printf '%s\n' "$repo" >"$known/repo"
+printf '%s\n' "$repo" >repo && mv repo "$known/repo"
 url=${DEPLOY_URL:-$(hugo config -s src 2>/dev/null |    # example.org: a placeholder
-  sed -nE '/example\.(org|com)/d; s#^baseurl *= *.(https?://.*).$#\1#ip')} || :
+  sed -nE '/example\.(org|com)/d; s#^baseurl *[=:] *.(https?://.*).$#\1#ip')} || :
 echo "url=$url" >>"$result"
 since=$began report live \
   "${tip%%:*}: $uploaded of $(count all) files uploaded, $deleted deleted"

@@ -1736,8 +1736,11 @@ class DeployToFolder(DeployCase):
         full = 'case "$*" in *.boop.new*p0.html*) echo "error: full"; exit 1 ;; esac'
         self.wrap("cp", full)
         self.commit({"a.css": "new", "p0.html": "new"})
-        self.assertIn("cannot publish", self.refused())
+        for force in (None, "1"):  # which makes nothing boop's that was not
+            self.assertIn("cannot publish", self.refused(DEPLOY_FORCE=force))
         (self.bin / "cp").unlink()
+        self.run_it()
+        self.assertEqual(self.live(), self.site() | photos)
         self.commit({"mine/x.html": "in its way"})
         self.publish(DEPLOY_FORCE=1)
 
@@ -1766,6 +1769,9 @@ class DeployToFolder(DeployCase):
                 self.assertIn(reason, self.refused())
             self.git("reset", "-q", "--hard", "HEAD~1")
         self.publish({"p0.html": None, "p1.html": None})
+        other = repository(self.folder / "other")  # which may take its place
+        commit(other, {})
+        self.assertIn("the site is empty", self.refused(BOOP_REPO=other))
         self.publish({"p2.html": None, "index.html": None}, DEPLOY_FORCE=1)
 
     def test_a_failed_fetch_or_build_touches_nothing_and_says_why_in_a_line(self):
@@ -1774,7 +1780,7 @@ class DeployToFolder(DeployCase):
         self.run_it()
         for settings, why in (
             ({"BOOP_REPO": "/nowhere"}, "^cannot fetch HEAD: .*/nowhere' does not "),
-            ({"BOOP_BRANCH": "nope"}, "^cannot fetch nope: fatal: .* ref .*nope$"),
+            ({"BOOP_BRANCH": "nope"}, "^cannot fetch nope: fatal: .* nope .*"),
         ):
             self.assertRegex(self.refused(**settings), why)
         home, page = "layouts/index.html", "content/post/one.md"
@@ -1796,6 +1802,11 @@ class DeployToFolder(DeployCase):
         self.commit(dict.fromkeys(name for name in BLOG if "layouts" in name))
         self.git("rm", "-q", "theme", ".gitmodules")
         self.commit()  # as if its theme were missing, from the first day on
+        self.assertIn("there is no home page", self.refused(BOOP_STATE=self.home))
+        alone = (
+            "defaultContentLanguageInSubdir = true\n[languages.de]\n[languages.en]\n"
+        )
+        self.commit({"config.toml": CONFIG + alone})  # an alias leads there
         self.assertIn("there is no home page", self.refused(BOOP_STATE=self.home))
 
     def add_theme(self):
@@ -1845,8 +1856,12 @@ class DeployToFolder(DeployCase):
             for name, to in links.items():
                 (self.repository / name).unlink(missing_ok=True)
                 (self.repository / name).symlink_to(to)
+            within = self.repository / "static/in.txt"
+            within.unlink(missing_ok=True)
+            within.symlink_to("x")
             self.commit()
             output = self.run_it(DEPLOY_FORCE=1)
+            self.assertEqual("in.txt" in self.live(), bool(hugo))
             for name in links:
                 self.assertIn(f"link: removed 'src/{name}'", output)
             names = {name.split("/")[-1] for name in self.live()}
@@ -1976,6 +1991,11 @@ class DeployToFolder(DeployCase):
         (self.bin / "hugo").unlink()
         self.run_it()
         self.assertFalse(half.exists())
+        half.parent.mkdir(parents=True, exist_ok=True)
+        half.write_text("another site's")
+        commit(other := repository(self.folder / "other"), {"a.html": "a"})
+        self.run_it(BOOP_REPO=other)
+        self.assertEqual(self.live(), {"a.html": b"a"})
 
     def test_a_run_waits_for_what_an_earlier_one_left_running(self):
         self.commit(PLAIN)
